@@ -1,0 +1,110 @@
+/*
+ * vCPUs: one thread each around KVM_RUN, exits dispatched by a table and counted by kind.
+ *
+ * A vCPU thread is parked or running. vcpus_pause() raises a flag, marks each vCPU's immediate_exit and signals its
+ * thread; a thread parks only when KVM_RUN returned EINTR, because only then has KVM completed the last port or MMIO
+ * access: a parked vCPU's registers are its whole state. Everything but vcpus_kick() runs on the main thread.
+ */
+#ifndef GLINT_VMM_CPU_VCPU_H
+#define GLINT_VMM_CPU_VCPU_H
+
+#include "base/error.h"
+#include "saved/saved.h"
+#include "vmm/boot/boot.h"
+#include "vmm/memory/bus.h"
+#include "vmm/memory/memory.h"
+
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <stdint.h>
+
+#define VCPUS_MAX       256 /* DESIGN 8 */
+#define VCPU_CPUID_MAX  128
+#define VCPU_EXIT_KINDS 48
+
+/* What a vCPU thread tells the machine; called on the vCPU's thread, so they only post. */
+struct vcpu_events {
+	/* Triple fault: a PC resets. */
+	void (*reset)(void *arg);
+	/* The vCPU cannot go on: @what says why. It stays parked; the machine stops. */
+	void (*failed)(void *arg, const char *what);
+	void *arg;
+};
+
+/* What the guest sees of the processor: part of the machine contract, saved with the VM. */
+struct cpu_model {
+	unsigned vcpus;
+	unsigned physical_bits;
+	size_t entries;
+	struct kvm_cpuid_entry2 entry[VCPU_CPUID_MAX];
+};
+
+struct vcpus;
+
+struct vcpu {
+	struct vcpus *group;
+	unsigned index; /* also its APIC id */
+	int fd;
+	struct kvm_run *run;
+	pthread_t thread;
+	bool started;
+	uint64_t exits[VCPU_EXIT_KINDS]; /* by KVM_EXIT_*; written by its own thread only */
+};
+
+struct vcpus {
+	int kvm_fd, vm_fd;
+	struct bus *pio;
+	struct bus *mmio[MEMORY_SPACES];
+	struct vcpu_events events;
+	struct cpu_model model;
+	size_t run_bytes;   /* of kvm_run */
+	size_t xsave_bytes; /* of the extended state */
+	struct kvm_msr_list *msrs;
+	unsigned count;
+	struct vcpu *vcpu;
+	/* Pausing: `pause` is wanted, `parked` is how many stand still. */
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	bool pause, quit;
+	unsigned parked;
+};
+
+/* The model `host`: what KVM supports here, with the topology of one socket of @vcpus cores. */
+[[nodiscard]] struct error *cpu_model_host(int kvm_fd, unsigned vcpus, struct cpu_model *model);
+
+/* Makes @model->vcpus vCPUs (after the interrupt chips, before threads). The first one is left to vcpus_boot. */
+[[nodiscard]] struct error *vcpus_create(struct vcpus *group, int kvm_fd, int vm_fd, struct bus *pio,
+					 struct bus *mmio[MEMORY_SPACES], const struct vcpu_events *events,
+					 const struct cpu_model *model);
+/* Ends the threads (they are parked) and frees everything. */
+void vcpus_destroy(struct vcpus *group);
+
+/* All vCPUs to their state at power-on. */
+[[nodiscard]] struct error *vcpus_reset(struct vcpus *group);
+
+/* Puts the first vCPU at the entry of what was loaded. */
+[[nodiscard]] struct error *vcpus_boot(struct vcpus *group, const struct boot_entry *entry);
+
+/* Starts the threads, parked. @enter runs first on each (the sandbox). */
+[[nodiscard]] struct error *vcpus_start(struct vcpus *group, struct error *(*enter)(void));
+
+void vcpus_resume(struct vcpus *group);
+/* Returns when every vCPU stands still. */
+void vcpus_pause(struct vcpus *group);
+
+/* The name of an exit kind ("mmio"), or NULL for a kind that is never counted. */
+const char *vcpu_exit_name(unsigned kind);
+
+/* Unit bodies. One vCPU; and the model, which on load replaces the present one (before the vCPUs are loaded). */
+void vcpu_state(void *self, struct saved *s);
+void cpu_model_state(void *self, struct saved *s);
+
+/*
+ * Checks that this machine can run @model and gives it to the vCPUs. Names the first feature that is missing.
+ */
+[[nodiscard]] struct error *vcpus_apply_model(struct vcpus *group);
+
+/* The VM-wide clock (kvmclock), a unit body; self is the group. */
+void vcpus_clock_state(void *self, struct saved *s);
+
+#endif

@@ -1,0 +1,83 @@
+/*
+ * Guest RAM; see memory.h. Touches one memfd, its mapping, and KVM's memory slots.
+ */
+#include "vmm/memory/memory.h"
+
+#include "base/cleanup.h"
+#include "base/util.h"
+
+#include <errno.h>
+#include <linux/kvm.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* A KVM slot number carries its address space in the upper half (KVM_CAP_MULTI_ADDRESS_SPACE). */
+static uint32_t slot_number(enum memory_space space, unsigned index)
+{
+	return (uint32_t)space << 16 | index;
+}
+
+static void add_region(struct memory *mem, uint64_t gpa, uint64_t offset, uint64_t size)
+{
+	mem->region[mem->regions++] = (struct memory_region){.gpa = gpa, .size = size, .host = mem->host + offset};
+}
+
+struct error *memory_create(struct memory *mem, uint64_t size)
+{
+	*mem = (struct memory){.fd = -1};
+	if (size < MEMORY_MIN || size > MEMORY_MAX || !is_aligned(size, MIB))
+		return error_hint(error_new(EINVAL, "guest memory of %llu bytes", (unsigned long long)size),
+				  "give whole MiB from %llu MiB to %llu GiB", (unsigned long long)(MEMORY_MIN / MIB),
+				  (unsigned long long)(MEMORY_MAX / GIB));
+	cleanup_fd int fd = memfd_create("guest-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
+	if (fd < 0 && errno == EINVAL) /* before Linux 6.3 */
+		fd = memfd_create("guest-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (fd < 0)
+		return error_new(errno, "make guest memory");
+	if (ftruncate(fd, (off_t)size) < 0)
+		return error_new(errno, "make %llu MiB of guest memory", (unsigned long long)(size / MIB));
+	void *host = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+	if (host == MAP_FAILED)
+		return error_hint(error_new(errno, "map %llu MiB of guest memory", (unsigned long long)(size / MIB)),
+				  "give the machine less memory");
+	/* A guest's memory has no place in a core file, and no child process may share it. */
+	madvise(host, size, MADV_DONTDUMP);
+	madvise(host, size, MADV_DONTFORK);
+	mem->fd = steal_fd(&fd);
+	mem->size = size;
+	mem->host = host;
+
+	uint64_t low = MIN(size, MEMORY_LOW_TOP);
+	add_region(mem, 0, 0, low);
+	if (size > low)
+		add_region(mem, MEMORY_HIGH_BASE, low, size - low);
+	return NULL;
+}
+
+void memory_destroy(struct memory *mem)
+{
+	if (mem->host)
+		munmap(mem->host, mem->size);
+	mem->host = NULL;
+	mem->regions = 0;
+	close_fd(&mem->fd);
+}
+
+struct error *memory_attach(struct memory *mem, int vm_fd)
+{
+	for (unsigned i = 0; i < mem->regions; i++) {
+		struct kvm_userspace_memory_region region = {
+			.slot = slot_number(MEMORY_SPACE_NORMAL, i),
+			.guest_phys_addr = mem->region[i].gpa,
+			.memory_size = mem->region[i].size,
+			.userspace_addr = (uint64_t)(uintptr_t)mem->region[i].host,
+		};
+		if (ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION, &region) < 0)
+			return error_new(errno, "give %llu MiB of memory to the guest at 0x%llx",
+					 (unsigned long long)(region.memory_size / MIB),
+					 (unsigned long long)region.guest_phys_addr);
+	}
+	return NULL;
+}
