@@ -1,0 +1,365 @@
+/*
+ * The ACPI tables of the machine glint-q35-1 (ACPI specification 6.5; section numbers are its). Touches guest memory.
+ *
+ * What is the same for every VM is ASL that iasl compiled (dsdt.asl). What depends on the VM is written here: the
+ * processors (MADT) and PCI's 64-bit window (a small SSDT). Tables stand one behind the other from LOW_ACPI on, in
+ * memory that the map calls ACPI data. The same config gives the same bytes.
+ */
+#include "vmm/boot/boot.h"
+
+#include "base/util.h"
+#include "vmm/boot/dsdt.hex"
+#include "vmm/boot/internal.h"
+#include "vmm/devices/pm.h"
+#include "vmm/pci/pci.h"
+
+#include <errno.h>
+#include <stddef.h>
+#include <string.h>
+
+#define OEM_ID       "GLINT "
+#define OEM_TABLE_ID "GLINTQ35"
+#define CREATOR_ID   "GLNT"
+
+#define LAPIC_BASE  0xFEE00000
+#define IOAPIC_BASE 0xFEC00000
+#define RESET_PORT  0xCF9
+#define RESET_VALUE 6
+#define RTC_CENTURY 0x32
+
+/* 5.2.6 */
+struct [[gnu::packed]] header {
+	char signature[4];
+	uint32_t length;
+	uint8_t revision, checksum;
+	char oem_id[6], oem_table_id[8];
+	uint32_t oem_revision;
+	char creator_id[4];
+	uint32_t creator_revision;
+};
+
+/* 5.2.5.3 */
+struct [[gnu::packed]] rsdp {
+	char signature[8];
+	uint8_t checksum;
+	char oem_id[6];
+	uint8_t revision;
+	uint32_t rsdt, length;
+	uint64_t xsdt;
+	uint8_t extended_checksum, reserved[3];
+};
+
+/* 5.2.3.2: a register; here always in port space. */
+struct [[gnu::packed]] gas {
+	uint8_t space, bits, offset, access;
+	uint64_t address;
+};
+enum { GAS_PORT = 1, GAS_BYTE = 1, GAS_WORD = 2, GAS_DWORD = 3 };
+
+/* 5.2.9 */
+struct [[gnu::packed]] fadt {
+	struct header header;
+	uint32_t facs, dsdt;
+	uint8_t reserved0, pm_profile;
+	uint16_t sci;
+	uint32_t smi_command;
+	uint8_t acpi_enable, acpi_disable, s4bios, pstate;
+	uint32_t pm1a_event, pm1b_event, pm1a_control, pm1b_control, pm2_control, pm_timer, gpe0, gpe1;
+	uint8_t pm1_event_len, pm1_control_len, pm2_control_len, pm_timer_len, gpe0_len, gpe1_len, gpe1_base, cst;
+	uint16_t c2_latency, c3_latency, flush_size, flush_stride;
+	uint8_t duty_offset, duty_width, day_alarm, month_alarm, century;
+	uint16_t iapc_boot_arch;
+	uint8_t reserved1;
+	uint32_t flags;
+	struct gas reset;
+	uint8_t reset_value;
+	uint16_t arm_boot_arch;
+	uint8_t minor;
+	uint64_t x_facs, x_dsdt;
+	struct gas x_pm1a_event, x_pm1b_event, x_pm1a_control, x_pm1b_control, x_pm2_control, x_pm_timer, x_gpe0,
+	    x_gpe1;
+	struct gas sleep_control, sleep_status;
+	uint64_t hypervisor;
+};
+static_assert(sizeof(struct fadt) == 276);
+enum {
+	PROFILE_ENTERPRISE_SERVER = 4,
+	ARCH_LEGACY_DEVICES = 1 << 0, /* a serial port; no 8042 (bit 1); MSI works (bit 3); an RTC (bit 5) */
+	ARCH_NO_VGA = 1 << 2,
+	FADT_WBINVD = 1 << 0,
+	FADT_PROC_C1 = 1 << 2,
+	FADT_NO_SLEEP_BUTTON = 1 << 5, /* bit 4 clear: the power button is fixed hardware */
+	FADT_RTC_NOT_FIXED = 1 << 6,
+	FADT_RESET_REGISTER = 1 << 10,
+	LATENCY_NO_C2 = 101, /* microseconds: more than 100 means the state is not there; 1000 for C3 */
+	LATENCY_NO_C3 = 1001,
+};
+
+/* 5.2.10: the firmware control structure, the one table without a checksum. */
+struct [[gnu::packed]] facs {
+	char signature[4];
+	uint32_t length, hardware_signature, waking_vector, global_lock, flags;
+	uint64_t x_waking_vector;
+	uint8_t version, reserved0[3];
+	uint32_t ospm_flags;
+	uint8_t reserved1[24];
+};
+static_assert(sizeof(struct facs) == 64);
+
+/* 5.2.12 and its structures */
+struct [[gnu::packed]] madt {
+	struct header header;
+	uint32_t lapic_base, flags;
+};
+struct [[gnu::packed]] madt_lapic {
+	uint8_t type, length, uid, apic_id;
+	uint32_t flags;
+};
+struct [[gnu::packed]] madt_x2apic {
+	uint8_t type, length;
+	uint16_t reserved;
+	uint32_t apic_id, flags, uid;
+};
+struct [[gnu::packed]] madt_ioapic {
+	uint8_t type, length, id, reserved;
+	uint32_t base, gsi_base;
+};
+struct [[gnu::packed]] madt_override {
+	uint8_t type, length, bus, irq;
+	uint32_t gsi;
+	uint16_t flags;
+};
+struct [[gnu::packed]] madt_lapic_nmi {
+	uint8_t type, length, uid;
+	uint16_t flags;
+	uint8_t lint;
+};
+struct [[gnu::packed]] madt_x2apic_nmi {
+	uint8_t type, length;
+	uint16_t flags;
+	uint32_t uid;
+	uint8_t lint, reserved[3];
+};
+enum {
+	MADT_LAPIC = 0,
+	MADT_IOAPIC = 1,
+	MADT_OVERRIDE = 2,
+	MADT_LAPIC_NMI = 4,
+	MADT_X2APIC = 9,
+	MADT_X2APIC_NMI = 10,
+	MADT_PCAT_COMPAT = 1, /* there are 8259s too */
+	MADT_ENABLED = 1,
+	MADT_AS_BUS = 0,
+	MADT_LEVEL_HIGH = 0xD,
+	XAPIC_BROADCAST = 255, /* the first id that an xAPIC entry cannot name */
+};
+
+/* PCI Firmware Specification 3.2, 4.1.2 */
+struct [[gnu::packed]] mcfg {
+	struct header header;
+	uint8_t reserved[8];
+	uint64_t base;
+	uint16_t segment;
+	uint8_t first_bus, last_bus;
+	uint8_t reserved1[4];
+};
+
+/* Name (M64B, QWord) and Name (M64L, QWord), as 20.2.5.1 encodes them. */
+struct [[gnu::packed]] name_qword {
+	uint8_t name_op;
+	char name[4];
+	uint8_t qword_prefix;
+	uint64_t value;
+};
+enum { AML_NAME_OP = 0x08, AML_QWORD_PREFIX = 0x0E };
+struct [[gnu::packed]] ssdt {
+	struct header header;
+	struct name_qword base, length;
+};
+
+struct [[gnu::packed]] xsdt {
+	struct header header;
+	uint64_t table[4];
+};
+
+/* The area that tables are put in; *area is the host's view of LOW_ACPI. */
+struct builder {
+	uint8_t *area;
+	uint64_t used;
+};
+#define ACPI_BYTES (LOW_END - LOW_ACPI)
+
+/* 256 vCPUs of the larger kind, and every other table rounded up generously, always fit. */
+static_assert(ACPI_BYTES > 256 * sizeof(struct madt_x2apic) + sizeof(dsdt_aml_code) + 4096);
+
+static uint8_t checksum(const void *data, size_t len)
+{
+	const uint8_t *bytes = data;
+	uint8_t sum = 0;
+
+	for (size_t i = 0; i < len; i++)
+		sum += bytes[i];
+	return (uint8_t)-sum;
+}
+
+/* Puts @len bytes behind what is there, 64-byte aligned (the FACS must be). Returns the guest address. */
+static uint64_t put(struct builder *b, const void *data, size_t len)
+{
+	uint64_t at = align_up(b->used, 64);
+
+	memset(b->area + b->used, 0, at - b->used);
+	memcpy(b->area + at, data, len);
+	b->used = at + len;
+	return LOW_ACPI + at;
+}
+
+/* Completes @table's header, whose revision the caller has set, and puts the table. */
+static uint64_t put_table(struct builder *b, struct header *table, const char *signature, size_t len)
+{
+	memcpy(table->signature, signature, sizeof(table->signature));
+	memcpy(table->oem_id, OEM_ID, sizeof(table->oem_id));
+	memcpy(table->oem_table_id, OEM_TABLE_ID, sizeof(table->oem_table_id));
+	memcpy(table->creator_id, CREATOR_ID, sizeof(table->creator_id));
+	table->length = (uint32_t)len;
+	table->oem_revision = 1;
+	table->creator_revision = 1;
+	table->checksum = 0;
+	table->checksum = checksum(table, len);
+	return put(b, table, len);
+}
+
+static uint64_t put_facs(struct builder *b)
+{
+	struct facs facs = {.signature = {'F', 'A', 'C', 'S'}, .length = sizeof(facs), .version = 2};
+
+	return put(b, &facs, sizeof(facs));
+}
+
+static struct gas port(uint32_t address, uint8_t bits, uint8_t access)
+{
+	return (struct gas){.space = GAS_PORT, .bits = bits, .access = access, .address = address};
+}
+
+static uint64_t put_fadt(struct builder *b, uint64_t facs, uint64_t dsdt)
+{
+	struct fadt t = {
+	    .header.revision = 6,
+	    .minor = 5,
+	    .facs = (uint32_t)facs,
+	    .dsdt = (uint32_t)dsdt,
+	    .x_dsdt = dsdt,
+	    .pm_profile = PROFILE_ENTERPRISE_SERVER,
+	    .sci = PM_SCI_GSI,
+	    /* No SMI command port: the machine is in ACPI mode from power-on. */
+	    .pm1a_event = PM_BASE,
+	    .pm1_event_len = 4,
+	    .pm1a_control = PM_BASE + PM_CONTROL,
+	    .pm1_control_len = 2,
+	    .pm_timer = PM_BASE + PM_TIMER,
+	    .pm_timer_len = 4,
+	    .gpe0 = PM_BASE + PM_GPE0,
+	    .gpe0_len = PM_GPE0_BYTES,
+	    .x_pm1a_event = port(PM_BASE, 32, GAS_WORD),
+	    .x_pm1a_control = port(PM_BASE + PM_CONTROL, 16, GAS_WORD),
+	    .x_pm_timer = port(PM_BASE + PM_TIMER, 32, GAS_DWORD),
+	    .x_gpe0 = port(PM_BASE + PM_GPE0, PM_GPE0_BYTES * 8, GAS_BYTE),
+	    .c2_latency = LATENCY_NO_C2,
+	    .c3_latency = LATENCY_NO_C3,
+	    .century = RTC_CENTURY,
+	    .iapc_boot_arch = ARCH_LEGACY_DEVICES | ARCH_NO_VGA,
+	    .flags = FADT_WBINVD | FADT_PROC_C1 | FADT_NO_SLEEP_BUTTON | FADT_RTC_NOT_FIXED | FADT_RESET_REGISTER,
+	    .reset = port(RESET_PORT, 8, GAS_BYTE),
+	    .reset_value = RESET_VALUE,
+	};
+
+	return put_table(b, &t.header, "FACP", sizeof(t));
+}
+
+/* Appends one structure to the table that grows in @buf. */
+static void append(uint8_t *buf, size_t *len, const void *data, size_t size)
+{
+	memcpy(buf + *len, data, size);
+	*len += size;
+}
+#define APPEND(type, ...) append(buf, &len, &(struct type){__VA_ARGS__}, sizeof(struct type))
+
+static uint64_t put_madt(struct builder *b, unsigned vcpus)
+{
+	uint8_t buf[sizeof(struct madt) + 256 * sizeof(struct madt_x2apic) + 256];
+	size_t len = 0;
+
+	APPEND(madt, .header.revision = 5, .lapic_base = LAPIC_BASE, .flags = MADT_PCAT_COMPAT);
+	for (unsigned i = 0; i < vcpus; i++) {
+		if (i < XAPIC_BROADCAST)
+			APPEND(madt_lapic, MADT_LAPIC, sizeof(struct madt_lapic), (uint8_t)i, (uint8_t)i, MADT_ENABLED);
+		else
+			APPEND(madt_x2apic, MADT_X2APIC, sizeof(struct madt_x2apic), 0, i, MADT_ENABLED, i);
+	}
+	APPEND(madt_ioapic, MADT_IOAPIC, sizeof(struct madt_ioapic), 0, 0, IOAPIC_BASE, 0);
+	/* The timer's line is on pin 2; the SCI is a PCI interrupt in manners. */
+	APPEND(madt_override, MADT_OVERRIDE, sizeof(struct madt_override), 0, 0, 2, MADT_AS_BUS);
+	APPEND(madt_override, MADT_OVERRIDE, sizeof(struct madt_override), 0, PM_SCI_GSI, PM_SCI_GSI, MADT_LEVEL_HIGH);
+	/* NMI is on LINT1 of every processor. */
+	APPEND(madt_lapic_nmi, MADT_LAPIC_NMI, sizeof(struct madt_lapic_nmi), 0xFF, MADT_AS_BUS, 1);
+	if (vcpus > XAPIC_BROADCAST)
+		APPEND(madt_x2apic_nmi, MADT_X2APIC_NMI, sizeof(struct madt_x2apic_nmi), MADT_AS_BUS, UINT32_MAX, 1,
+		       {});
+	return put_table(b, (struct header *)buf, "APIC", len);
+}
+
+static uint64_t put_mcfg(struct builder *b)
+{
+	struct mcfg t = {
+	    .header.revision = 1,
+	    .base = PCI_ECAM_BASE,
+	    .first_bus = 0,
+	    .last_bus = PCI_ECAM_BYTES / MIB - 1,
+	};
+
+	return put_table(b, &t.header, "MCFG", sizeof(t));
+}
+
+static uint64_t put_ssdt(struct builder *b, uint64_t mmio64_base)
+{
+	struct ssdt t = {
+	    .header.revision = 2,
+	    .base = {AML_NAME_OP, {'M', '6', '4', 'B'}, AML_QWORD_PREFIX, mmio64_base},
+	    .length = {AML_NAME_OP, {'M', '6', '4', 'L'}, AML_QWORD_PREFIX, PCI_MMIO64_BYTES},
+	};
+
+	return put_table(b, &t.header, "SSDT", sizeof(t));
+}
+
+static uint64_t put_rsdp(struct builder *b, uint64_t xsdt)
+{
+	struct rsdp t = {
+	    .signature = {'R', 'S', 'D', ' ', 'P', 'T', 'R', ' '},
+	    .oem_id = {'G', 'L', 'I', 'N', 'T', ' '},
+	    .revision = 2,
+	    .length = sizeof(t),
+	    .xsdt = xsdt,
+	};
+
+	t.checksum = checksum(&t, offsetof(struct rsdp, length)); /* the part that ACPI 1.0 knew */
+	t.extended_checksum = checksum(&t, sizeof(t));
+	return put(b, &t, sizeof(t));
+}
+
+struct error *acpi_build(struct memory *mem, const struct boot_config *config, uint64_t *rsdp)
+{
+	struct builder b = {.area = memory_at(mem, LOW_ACPI, ACPI_BYTES)};
+	struct xsdt xsdt = {.header.revision = 1};
+
+	if (!b.area)
+		return error_new(ENOMEM, "put ACPI tables at %#llx: the machine's memory does not reach to 1 MiB",
+				 LOW_ACPI);
+	if (config->vcpus < 1 || config->vcpus > 256)
+		return error_new(EINVAL, "describe %u vCPUs in ACPI: 1 to 256 can be", config->vcpus);
+	uint64_t dsdt = put(&b, dsdt_aml_code, sizeof(dsdt_aml_code));
+	xsdt.table[0] = put_fadt(&b, put_facs(&b), dsdt);
+	xsdt.table[1] = put_madt(&b, config->vcpus);
+	xsdt.table[2] = put_mcfg(&b);
+	xsdt.table[3] = put_ssdt(&b, config->mmio64_base);
+	*rsdp = put_rsdp(&b, put_table(&b, &xsdt.header, "XSDT", sizeof(xsdt)));
+	return NULL;
+}
