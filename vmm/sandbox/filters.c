@@ -200,6 +200,7 @@ static const struct {
 	{KVM_SET_NESTED_STATE, MAIN | VCPU},
 	{KVM_GET_TSC_KHZ, MAIN | VCPU},
 	{KVM_SET_TSC_KHZ, MAIN | VCPU},
+	{KVM_GET_SUPPORTED_CPUID, MAIN}, /* a saved model is checked against it */
 	{KVM_SET_CPUID2, MAIN | VCPU},
 	{KVM_GET_CPUID2, MAIN | VCPU},
 	{KVM_KVMCLOCK_CTRL, MAIN | VCPU},

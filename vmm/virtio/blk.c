@@ -28,19 +28,19 @@ static void config_read(struct virtio_device *dev, uint8_t *config)
 	struct blk *blk = blk_of(dev);
 	uint32_t block = blk->file.block_size;
 	const struct virtio_blk_config c = {
-	    .capacity = blk->file.size / SECTOR_BYTES,
-	    .seg_max = BLK_SEG_MAX,
-	    .blk_size = block,
-	    .physical_block_exp = (uint8_t)__builtin_ctz(PHYSICAL_BYTES / block),
-	    .min_io_size = (uint16_t)(PHYSICAL_BYTES / block),
-	    .wce = atomic_load_explicit(&blk->writeback, memory_order_relaxed),
-	    .num_queues = (uint16_t)dev->queue_count,
-	    .max_discard_sectors = BLK_RANGE_SECTORS,
-	    .max_discard_seg = 1,
-	    .discard_sector_alignment = PHYSICAL_BYTES / SECTOR_BYTES,
-	    .max_write_zeroes_sectors = BLK_RANGE_SECTORS,
-	    .max_write_zeroes_seg = 1,
-	    .write_zeroes_may_unmap = 1,
+		.capacity = blk->file.size / SECTOR_BYTES,
+		.seg_max = BLK_SEG_MAX,
+		.blk_size = block,
+		.physical_block_exp = (uint8_t)__builtin_ctz(PHYSICAL_BYTES / block),
+		.min_io_size = (uint16_t)(PHYSICAL_BYTES / block),
+		.wce = atomic_load_explicit(&blk->writeback, memory_order_relaxed),
+		.num_queues = (uint16_t)dev->queue_count,
+		.max_discard_sectors = BLK_RANGE_SECTORS,
+		.max_discard_seg = 1,
+		.discard_sector_alignment = PHYSICAL_BYTES / SECTOR_BYTES,
+		.max_write_zeroes_sectors = BLK_RANGE_SECTORS,
+		.max_write_zeroes_seg = 1,
+		.write_zeroes_may_unmap = 1,
 	};
 
 	memcpy(config, &c, CONFIG_BYTES);
@@ -97,17 +97,17 @@ static void state(void *self, struct saved *s)
 }
 
 static const struct virtio_ops ops = {
-    .type = VIRTIO_ID_BLOCK,
-    .class_code = 0x010000, /* mass storage, SCSI: what drivers and firmware expect of virtio-blk */
-    .config_size = CONFIG_BYTES,
-    .config_read = config_read,
-    .config_write = config_write,
-    .start = blk_start,
-    .kick = blk_kick,
-    .drain = blk_drain,
-    .forget = blk_forget,
-    .reset = reset,
-    .state = state,
+	.type = VIRTIO_ID_BLOCK,
+	.class_code = 0x010000, /* mass storage, SCSI: what drivers and firmware expect of virtio-blk */
+	.config_size = CONFIG_BYTES,
+	.config_read = config_read,
+	.config_write = config_write,
+	.start = blk_start,
+	.kick = blk_kick,
+	.drain = blk_drain,
+	.forget = blk_forget,
+	.reset = reset,
+	.state = state,
 };
 
 static uint64_t features(const struct blk_config *config)

@@ -63,10 +63,10 @@ static void kick(struct virtio_queue *queue)
 }
 
 static const struct virtio_ops ops = {
-    .type = VIRTIO_ID_RNG,
-    .class_code = 0x00ff00, /* unclassified */
-    .start = kick,
-    .kick = kick,
+	.type = VIRTIO_ID_RNG,
+	.class_code = 0x00ff00, /* unclassified */
+	.start = kick,
+	.kick = kick,
 };
 
 struct error *rng_new(struct rng **out, const struct memory *memory, struct iothread *thread)

@@ -142,7 +142,7 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-	    TEST(test_identity), TEST(test_bytes), TEST(test_bounds), TEST(test_many), TEST(test_broken),
+		TEST(test_identity), TEST(test_bytes), TEST(test_bounds), TEST(test_many), TEST(test_broken),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -280,9 +280,9 @@ static inline uint16_t test_ring_add(struct test_ring *r, const struct test_buff
 		unsigned at = indirect ? i : r->free[r->free_count - 1 - i];
 		unsigned next = i + 1 == count ? 0 : indirect ? i + 1 : r->free[r->free_count - 2 - i];
 		table[at] = (struct vring_desc){
-		    b[i].address, b[i].len,
-		    (uint16_t)((i + 1 < count ? VRING_DESC_F_NEXT : 0) | (b[i].writable ? VRING_DESC_F_WRITE : 0)),
-		    (uint16_t)next};
+			b[i].address, b[i].len,
+			(uint16_t)((i + 1 < count ? VRING_DESC_F_NEXT : 0) | (b[i].writable ? VRING_DESC_F_WRITE : 0)),
+			(uint16_t)next};
 	}
 	r->free_count -= need;
 	r->avail->ring[r->avail_idx++ % r->size] = head;

@@ -47,7 +47,7 @@ struct error *virtio_init(struct virtio_device *dev, const struct virtio_ops *op
 			  struct iothread *const *threads, unsigned thread_count)
 {
 	*dev = (struct virtio_device){
-	    .ops = ops, .name = name, .memory = memory, .offered = features | RING_FEATURES, .queue_count = queues};
+		.ops = ops, .name = name, .memory = memory, .offered = features | RING_FEATURES, .queue_count = queues};
 	if (queues == 0 || queues > VIRTIO_QUEUES_MAX || thread_count == 0) {
 		dev->queue_count = 0;
 		return error_new(EINVAL, "%s: %u queues on %u I/O threads: 1 to %d queues are possible", name, queues,

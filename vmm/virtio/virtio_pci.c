@@ -153,10 +153,10 @@ static const struct bus_ops bar_ops = {.read = bar_read, .write = bar_write};
 static bool set_ioeventfd(struct virtio_pci *vp, const struct virtio_queue *queue, uint64_t base, bool on)
 {
 	struct kvm_ioeventfd io = {
-	    .addr = base + VIRTIO_BAR_NOTIFY + (uint64_t)queue->index * VIRTIO_BAR_NOTIFY_STEP,
-	    .len = 0, /* any width, which is also the fast path */
-	    .fd = queue->doorbell,
-	    .flags = on ? 0 : KVM_IOEVENTFD_FLAG_DEASSIGN,
+		.addr = base + VIRTIO_BAR_NOTIFY + (uint64_t)queue->index * VIRTIO_BAR_NOTIFY_STEP,
+		.len = 0, /* any width, which is also the fast path */
+		.fd = queue->doorbell,
+		.flags = on ? 0 : KVM_IOEVENTFD_FLAG_DEASSIGN,
 	};
 
 	return ioctl(vp->pci.bus->irqs->vm_fd, KVM_IOEVENTFD, &io) == 0;
@@ -233,9 +233,9 @@ static bool pci_config_write(void *self, unsigned offset, unsigned, uint32_t val
 }
 
 static const struct pci_ops pci_ops = {
-    .bar_mapped = bar_mapped,
-    .config_read = pci_config_read,
-    .config_write = pci_config_write,
+	.bar_mapped = bar_mapped,
+	.config_read = pci_config_read,
+	.config_write = pci_config_write,
 };
 
 /* Adds the capability of one structure; @extra is the word that follows in two of the kinds. Returns its offset. */
@@ -299,12 +299,12 @@ struct error *virtio_pci_new(struct virtio_pci **out, struct virtio_device *devi
 	/* 4.1.2: vendor, device id, revision, and a subsystem id that tells modern from transitional (at least 0x40).
 	 */
 	const struct pci_id id = {
-	    .vendor = 0x1af4,
-	    .device = (uint16_t)(0x1040 + device->ops->type),
-	    .subsystem_vendor = 0x1af4,
-	    .subsystem = (uint16_t)(0x40 + device->ops->type),
-	    .class_code = device->ops->class_code,
-	    .revision = 1,
+		.vendor = 0x1af4,
+		.device = (uint16_t)(0x1040 + device->ops->type),
+		.subsystem_vendor = 0x1af4,
+		.subsystem = (uint16_t)(0x40 + device->ops->type),
+		.class_code = device->ops->class_code,
+		.revision = 1,
 	};
 
 	if (!vp)
@@ -413,11 +413,7 @@ static struct error *restored(void *self)
 		if (ring->enabled && !ring->broken && !virtqueue_enable(ring))
 			return error_new(EINVAL, "%s: queue %u: %s", dev->name, i, ring->broken);
 	}
-	TRY(pci_device_restored(&vp->pci));
-	pthread_mutex_lock(&vp->isr_lock);
-	pci_intx(&vp->pci, vp->isr != 0);
-	pthread_mutex_unlock(&vp->isr_lock);
-	return NULL;
+	return pci_device_restored(&vp->pci);
 }
 
 static void pause_queues(void *self)
@@ -453,12 +449,12 @@ static void power_on(void *self)
 }
 
 static const struct unit_ops unit_ops = {
-    .version = 1,
-    .state = state,
-    .restored = restored,
-    .pause = pause_queues,
-    .resume = resume_queues,
-    .reset = power_on,
+	.version = 1,
+	.state = state,
+	.restored = restored,
+	.pause = pause_queues,
+	.resume = resume_queues,
+	.reset = power_on,
 };
 
 struct unit virtio_pci_unit(struct virtio_pci *vp, const char *name)

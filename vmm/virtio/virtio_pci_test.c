@@ -508,11 +508,16 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-	    TEST(test_capabilities),   TEST(test_widths),       TEST(test_features),     TEST(test_queue_registers),
-	    TEST(test_bad_ring),       TEST(test_queue_reset),  TEST(test_intx),         TEST(test_no_vector),
-	    TEST(test_bus_master),     TEST(test_move),         TEST(test_window),       TEST(test_saved),
-	    TEST(test_saved_intx),     TEST(test_saved_broken), TEST(test_spoiled_ring), TEST(test_spoiled_features),
-	    TEST(test_spoiled_status), TEST(test_spoiled_size), TEST(test_power_on),
+		TEST(test_capabilities),   TEST(test_widths),
+		TEST(test_features),       TEST(test_queue_registers),
+		TEST(test_bad_ring),       TEST(test_queue_reset),
+		TEST(test_intx),           TEST(test_no_vector),
+		TEST(test_bus_master),     TEST(test_move),
+		TEST(test_window),         TEST(test_saved),
+		TEST(test_saved_intx),     TEST(test_saved_broken),
+		TEST(test_spoiled_ring),   TEST(test_spoiled_features),
+		TEST(test_spoiled_status), TEST(test_spoiled_size),
+		TEST(test_power_on),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -174,29 +174,29 @@ struct bad_chain {
 #define I VRING_DESC_F_INDIRECT
 
 static const struct bad_chain bad_chains[] = {
-    {"loop", {{DATA, 4, N, 1}, {DATA, 4, N, 0}}, {}},
-    {"loop", {{DATA, 4, N, 0}}, {}},
-    {"empty", {{DATA, 0, 0, 0}}, {}},
-    {"empty", {{DATA, 4, N, 1}, {DATA, 0, W, 0}}, {}},
-    {"comes after", {{DATA, 4, N | W, 1}, {DATA, 4, 0, 0}}, {}},
-    {"past the end", {{DATA, 4, N, SIZE}}, {}},
-    {"past the end", {{DATA, 4, N, 0xffff}}, {}},
-    {"not in memory", {{BYTES, 4, 0, 0}}, {}},
-    {"not in memory", {{BYTES / 2 - 2, 4, 0, 0}}, {}},                    /* leaves the first region */
-    {"not in memory", {{MEMORY_HIGH_BASE + BYTES / 2 - 1, 2, 0, 0}}, {}}, /* and the last */
-    {"not in memory", {{~0ull, 4, 0, 0}}, {}},                            /* wraps */
-    {"not in memory", {{0, 0xffffffff, 0, 0}}, {}},
-    {"not in memory", {{0xfee00000, 4, W, 0}}, {}}, /* the LAPIC */
-    {"not the last", {{TABLE, 16, I | N, 1}}, {{DATA, 4, 0, 0}}},
-    {"not a number", {{TABLE, 0, I, 0}}, {}},
-    {"not a number", {{TABLE, 17, I, 0}}, {}},
-    {"not in memory", {{BYTES / 2 - 16, 32, I, 0}}, {}},
-    {"not in memory", {{0, 0xfffffff0, I, 0}}, {}},
-    {"none is allowed", {{TABLE, 32, I, 0}}, {{TABLE, 32, I, 0}}},
-    {"none is allowed", {{TABLE, 32, I, 0}}, {{DATA, 4, N, 1}, {TABLE, 32, I, 0}}},
-    {"past the end", {{TABLE, 32, I, 0}}, {{DATA, 4, N, 2}, {}, {DATA, 4, 0, 0}}},
-    {"loop", {{TABLE, 32, I, 0}}, {{DATA, 4, N, 1}, {DATA, 4, N, 1}}},
-    {"comes after", {{DATA, 4, N | W, 1}, {TABLE, 16, I, 0}}, {{DATA, 4, 0, 0}}},
+	{"loop", {{DATA, 4, N, 1}, {DATA, 4, N, 0}}, {}},
+	{"loop", {{DATA, 4, N, 0}}, {}},
+	{"empty", {{DATA, 0, 0, 0}}, {}},
+	{"empty", {{DATA, 4, N, 1}, {DATA, 0, W, 0}}, {}},
+	{"comes after", {{DATA, 4, N | W, 1}, {DATA, 4, 0, 0}}, {}},
+	{"past the end", {{DATA, 4, N, SIZE}}, {}},
+	{"past the end", {{DATA, 4, N, 0xffff}}, {}},
+	{"not in memory", {{BYTES, 4, 0, 0}}, {}},
+	{"not in memory", {{BYTES / 2 - 2, 4, 0, 0}}, {}},                    /* leaves the first region */
+	{"not in memory", {{MEMORY_HIGH_BASE + BYTES / 2 - 1, 2, 0, 0}}, {}}, /* and the last */
+	{"not in memory", {{~0ull, 4, 0, 0}}, {}},                            /* wraps */
+	{"not in memory", {{0, 0xffffffff, 0, 0}}, {}},
+	{"not in memory", {{0xfee00000, 4, W, 0}}, {}}, /* the LAPIC */
+	{"not the last", {{TABLE, 16, I | N, 1}}, {{DATA, 4, 0, 0}}},
+	{"not a number", {{TABLE, 0, I, 0}}, {}},
+	{"not a number", {{TABLE, 17, I, 0}}, {}},
+	{"not in memory", {{BYTES / 2 - 16, 32, I, 0}}, {}},
+	{"not in memory", {{0, 0xfffffff0, I, 0}}, {}},
+	{"none is allowed", {{TABLE, 32, I, 0}}, {{TABLE, 32, I, 0}}},
+	{"none is allowed", {{TABLE, 32, I, 0}}, {{DATA, 4, N, 1}, {TABLE, 32, I, 0}}},
+	{"past the end", {{TABLE, 32, I, 0}}, {{DATA, 4, N, 2}, {}, {DATA, 4, 0, 0}}},
+	{"loop", {{TABLE, 32, I, 0}}, {{DATA, 4, N, 1}, {DATA, 4, N, 1}}},
+	{"comes after", {{DATA, 4, N | W, 1}, {TABLE, 16, I, 0}}, {{DATA, 4, 0, 0}}},
 };
 
 static void test_bad_chains(void **state)
@@ -370,18 +370,18 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-	    TEST(test_chain),
-	    TEST(test_indirect),
-	    TEST(test_longest_chain),
-	    TEST(test_bad_chains),
-	    TEST(test_bad_ring_entries),
-	    TEST(test_too_many_bytes),
-	    TEST(test_indirect_not_negotiated),
-	    TEST(test_walk_again),
-	    TEST(test_bad_rings),
-	    TEST(test_indices_wrap),
-	    TEST(test_flags),
-	    TEST(test_event_idx),
+		TEST(test_chain),
+		TEST(test_indirect),
+		TEST(test_longest_chain),
+		TEST(test_bad_chains),
+		TEST(test_bad_ring_entries),
+		TEST(test_too_many_bytes),
+		TEST(test_indirect_not_negotiated),
+		TEST(test_walk_again),
+		TEST(test_bad_rings),
+		TEST(test_indices_wrap),
+		TEST(test_flags),
+		TEST(test_event_idx),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

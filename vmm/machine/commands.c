@@ -1,0 +1,130 @@
+/*
+ * What the control socket offers: one function a method, and the table of them. docs/vmm.md lists parameters and
+ * results. Runs on the main thread.
+ */
+#include "vmm/machine/machine.h"
+
+#include "base/cleanup.h"
+#include "base/log.h"
+
+#include <errno.h>
+
+static struct error *no_params(const struct control_call *call)
+{
+	return control_params(call, "{}");
+}
+
+static struct error *get_status(void *self, struct control_call *call, json_t **result)
+{
+	struct machine *m = self;
+
+	TRY(no_params(call));
+	*result = json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:i, s:i, s:b}", "name", m->config->name, "type",
+			    MACHINE_TYPE, "version", GLINT_VERSION, "state", machine_state_name(m), "why", m->why,
+			    "memory", (json_int_t)m->memory.size, "vcpus", (int)m->config->cpus, "disks",
+			    (int)m->config->disks, "sandbox", m->config->sandbox);
+	return NULL;
+}
+
+static json_t *exits_of(const struct vcpu *vcpu)
+{
+	json_t *exits = json_object();
+
+	for (unsigned kind = 0; kind < VCPU_EXIT_KINDS; kind++) {
+		uint64_t n = __atomic_load_n(&vcpu->exits[kind], __ATOMIC_RELAXED);
+		if (n && vcpu_exit_name(kind))
+			json_object_set_new(exits, vcpu_exit_name(kind), json_integer((json_int_t)n));
+	}
+	return exits;
+}
+
+static struct error *get_stats(void *self, struct control_call *call, json_t **result)
+{
+	struct machine *m = self;
+
+	TRY(no_params(call));
+	json_t *vcpus = json_array();
+	for (unsigned i = 0; i < m->vcpus.count; i++)
+		json_array_append_new(vcpus,
+				      json_pack("{s:i, s:o}", "vcpu", (int)i, "exits", exits_of(&m->vcpus.vcpu[i])));
+	*result = json_pack("{s:o}", "vcpus", vcpus);
+	return NULL;
+}
+
+static struct error *do_pause(void *self, struct control_call *call, json_t **result)
+{
+	(void)result;
+	TRY(no_params(call));
+	return machine_pause(self, "asked to");
+}
+
+static struct error *do_resume(void *self, struct control_call *call, json_t **result)
+{
+	(void)result;
+	TRY(no_params(call));
+	return machine_resume(self);
+}
+
+static struct error *do_reset(void *self, struct control_call *call, json_t **result)
+{
+	(void)result;
+	TRY(no_params(call));
+	return machine_reset(self);
+}
+
+static struct error *do_power_button(void *self, struct control_call *call, json_t **result)
+{
+	struct machine *m = self;
+
+	(void)result;
+	TRY(no_params(call));
+	if (m->state != MACHINE_RUNNING)
+		return error_new(EBUSY, "press the power button of %s: it is %s", m->config->name,
+				 machine_state_name(m));
+	pm_power_button(&m->pm);
+	return NULL;
+}
+
+/* The stream goes to the descriptor that came with the call: a file, a pipe or a socket. */
+static struct error *do_save(void *self, struct control_call *call, json_t **result)
+{
+	struct machine *m = self;
+
+	(void)result;
+	TRY(no_params(call));
+	if (call->fd_count != 1)
+		return error_hint(error_new(EINVAL, "save: %u descriptors came along", call->fd_count),
+				  "pass one, open for writing");
+	bool was_running = m->state == MACHINE_RUNNING;
+	TRY(machine_pause(m, "being saved"));
+	struct error *err = machine_save(m, call->fds[0]);
+	if (err && was_running) {
+		/* Not saved: nothing is lost, the guest goes on. */
+		log_error(machine_resume(m));
+	}
+	return err;
+}
+
+static struct error *do_quit(void *self, struct control_call *call, json_t **result)
+{
+	(void)result;
+	TRY(no_params(call));
+	machine_quit(self);
+	return NULL;
+}
+
+static const struct control_method methods[] = {
+	{"status", get_status}, {"stats", get_stats}, {"pause", do_pause},
+	{"resume", do_resume},  {"reset", do_reset},  {"power-button", do_power_button},
+	{"save", do_save},      {"quit", do_quit},    {NULL, NULL},
+};
+
+struct error *machine_serve(struct machine *machine)
+{
+	struct vm_config *config = machine->config;
+
+	if (config->control_listen < 0 && config->control_peer < 0)
+		return NULL;
+	int listen_fd = steal_fd(&config->control_listen), peer_fd = steal_fd(&config->control_peer);
+	return control_new(&machine->control, machine->loop, listen_fd, peer_fd, methods, machine);
+}

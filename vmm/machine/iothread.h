@@ -1,0 +1,110 @@
+/*
+ * An I/O thread: one thread around one io_uring, which is its only way to wait and to do I/O.
+ *
+ * Everything a virtqueue needs happens on the one thread it was given: its doorbell (an eventfd polled through the
+ * ring), its block requests, their completions. So a queue has one owner, and the path of a request takes no lock,
+ * allocates nothing, and costs one io_uring_enter for as many requests as were found.
+ *
+ * The ring is locked down before the guest runs (DESIGN 2): registered files only, and only the operations that devices
+ * need; see iothread.c. Other threads talk to it by iothread_call(), and by what says "any thread".
+ *
+ * Where nothing is said, a function belongs to the I/O thread itself.
+ */
+#ifndef GLINT_VMM_MACHINE_IOTHREAD_H
+#define GLINT_VMM_MACHINE_IOTHREAD_H
+
+#include "base/error.h"
+
+#include <stdint.h>
+#include <sys/uio.h>
+
+#define IOTHREAD_FILES_MAX 256  /* registered files of one ring */
+#define IOTHREAD_IOV_MAX   1024 /* buffers of one readv or writev: what the kernel takes (UIO_MAXIOV) */
+
+struct iothread;
+
+/* One operation in flight; embedded in its owner. @res is what the system call would have returned, or -errno. */
+struct io_op {
+	void (*done)(struct io_op *op, int res);
+};
+
+/* A watched eventfd; embedded in its owner, who sets @ready and @slot. The rest belongs to the thread. */
+struct io_watch {
+	void (*ready)(struct io_watch *watch);
+	unsigned slot;
+	bool armed, wanted;
+	struct io_watch *next;
+};
+
+/* Work put off to the end of a batch of completions; embedded in its owner, who sets @end. */
+struct io_batch {
+	void (*end)(struct io_batch *batch);
+	bool queued;
+	struct io_batch *next;
+};
+
+/* Makes the ring (disabled), not yet the thread. @index numbers threads for their names ("io0"). */
+[[nodiscard]] struct error *iothread_new(struct iothread **out, unsigned index);
+
+/*
+ * Registers @fd with the ring (which takes a reference of its own); *slot is what operations name it by. Any thread,
+ * before or after start.
+ */
+[[nodiscard]] struct error *iothread_add_file(struct iothread *thread, int fd, unsigned *slot);
+
+/* Any thread. Nothing that uses @slot may be in flight. */
+void iothread_remove_file(struct iothread *thread, unsigned slot);
+
+/*
+ * Starts the thread, which enables the ring under its restrictions, then runs @enter (the sandbox locks the thread in;
+ * may be NULL), then serves. An error of either is returned here, and the thread is gone.
+ */
+[[nodiscard]] struct error *iothread_start(struct iothread *thread, struct error *(*enter)(void *arg), void *arg);
+
+/*
+ * Makes the calling thread the I/O thread, instead of starting one: for fuzz targets, which want no other. Calls then
+ * run at once, and completions are served by iothread_drain() alone.
+ */
+[[nodiscard]] struct error *iothread_adopt(struct iothread *thread);
+
+/* Stops and joins the thread and frees the ring. Nothing may be in flight or watched. NULL is allowed. */
+void iothread_free(struct iothread *thread);
+
+/*
+ * Any thread: runs @fn on the I/O thread between two batches and waits for its end. At once when this is the I/O
+ * thread, or when it was not started yet.
+ */
+void iothread_call(struct iothread *thread, void (*fn)(void *arg), void *arg);
+
+/* Inside iothread_call(): serves completions until *@busy, which they count down, is 0, and ends their batch. */
+void iothread_drain(struct iothread *thread, const unsigned *busy);
+
+/*
+ * Starts an operation on a registered file; @op->done is called with its result. They never fail by themselves. The
+ * @iov array is the caller's again on return; the buffers are in use until @op is done. @count is at most
+ * IOTHREAD_IOV_MAX.
+ */
+void iothread_readv(struct iothread *thread, struct io_op *op, unsigned slot, const struct iovec *iov, unsigned count,
+		    uint64_t offset);
+void iothread_writev(struct iothread *thread, struct io_op *op, unsigned slot, const struct iovec *iov, unsigned count,
+		     uint64_t offset);
+/* fdatasync(2). */
+void iothread_fdatasync(struct iothread *thread, struct io_op *op, unsigned slot);
+/* @mode: as fallocate(2). */
+void iothread_fallocate(struct iothread *thread, struct io_op *op, unsigned slot, int mode, uint64_t offset,
+			uint64_t len);
+
+/*
+ * Has @watch->ready called after the eventfd registered as @watch->slot was signalled (several signals may be one
+ * call), until iothread_unwatch() has returned. The counter is not consumed. Any thread.
+ */
+void iothread_watch(struct iothread *thread, struct io_watch *watch);
+void iothread_unwatch(struct iothread *thread, struct io_watch *watch);
+
+/*
+ * Has @batch->end called once the completions at hand are handled, before the thread waits: for one interrupt per
+ * batch. Asked for again inside end(), it comes after the next look for completions, so nobody starves.
+ */
+void iothread_at_end(struct iothread *thread, struct io_batch *batch);
+
+#endif

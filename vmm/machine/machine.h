@@ -1,0 +1,127 @@
+/*
+ * The machine: all rooms put together, its run state, and what may be asked of it.
+ *
+ * The main thread owns the machine: it builds it, runs its event loop, and is the only one that pauses, resets, saves
+ * or ends it. vCPU and I/O threads ask by posting to the loop.
+ *
+ *     created --start--> running <--pause/resume--> paused --save--> saved --resume--> running
+ *     running --power-off--> stopped           running --cannot go on--> failed
+ */
+#ifndef GLINT_VMM_MACHINE_MACHINE_H
+#define GLINT_VMM_MACHINE_MACHINE_H
+
+#include "base/error.h"
+#include "base/loop.h"
+#include "vmm/control/control.h"
+#include "vmm/cpu/irq.h"
+#include "vmm/cpu/vcpu.h"
+#include "vmm/devices/pm.h"
+#include "vmm/devices/reset.h"
+#include "vmm/devices/rtc.h"
+#include "vmm/devices/serial.h"
+#include "vmm/machine/config.h"
+#include "vmm/machine/iothread.h"
+#include "vmm/machine/unit.h"
+#include "vmm/memory/bus.h"
+#include "vmm/memory/memory.h"
+#include "vmm/pci/pci.h"
+#include "vmm/virtio/blk.h"
+#include "vmm/virtio/rng.h"
+#include "vmm/virtio/virtio_pci.h"
+
+#define MACHINE_UNITS_MAX (VCPUS_MAX + MACHINE_DISKS_MAX + 16)
+
+/* First PCI slots of the contract: the host bridge is 0; 31 is kept for the LPC bridge. */
+#define MACHINE_SLOT_RNG  1
+#define MACHINE_SLOT_DISK 2 /* and on, a slot a disk */
+
+enum machine_state {
+	MACHINE_CREATED,
+	MACHINE_RUNNING,
+	MACHINE_PAUSED,
+	MACHINE_SAVED, /* paused, and its disks are released for whoever restores it */
+	MACHINE_STOPPED,
+	MACHINE_FAILED,
+};
+
+struct machine {
+	struct vm_config *config;
+	enum machine_state state;
+	char why[128]; /* why it is paused, stopped or failed */
+	struct loop *loop;
+	struct control *control;
+
+	int vm_fd;
+	int signal_fd;
+	struct memory memory;
+	struct bus pio;
+	struct bus mmio[MEMORY_SPACES];
+	struct irqs irqs;
+	struct vcpus vcpus;
+	struct pci_bus pci;
+	struct iothread *io[MACHINE_IO_MAX];
+
+	struct machine_events events;
+	struct serial serial;
+	struct rtc rtc;
+	struct pm pm;
+	struct reset reset;
+	struct rng *rng;
+	struct blk *disk[MACHINE_DISKS_MAX];
+	struct virtio_pci *slot[PCI_SLOTS]; /* the virtio function in each PCI slot */
+
+	struct boot_config boot;
+	unsigned units;
+	struct unit unit[MACHINE_UNITS_MAX];
+
+	/* Set by vCPU and I/O threads before they post; see run.c. */
+	atomic_bool wants_reset, wants_power_off, has_failed;
+	atomic_int disk_error; /* errno of a request held by the pause policy, 0: none */
+	char failure[96];
+};
+
+/* Builds everything @config asks for, loads the kernel or the saved state, and locks the process in. */
+[[nodiscard]] struct error *machine_create(struct machine *machine, struct vm_config *config);
+
+/* Ends threads and releases everything; for a machine half made too. */
+void machine_destroy(struct machine *machine);
+
+/* Starts the guest unless it was asked to wait, and runs the event loop until the machine ends. */
+[[nodiscard]] struct error *machine_run(struct machine *machine);
+
+/* --- run.c: each is a no-op or an error in a state that does not allow it --- */
+
+/* What vCPUs and devices call when something happened. */
+void machine_post_reset(void *machine);
+void machine_post_power_off(void *machine);
+void machine_post_failed(void *machine, const char *what);
+void machine_post_disk_error(void *machine, int errnum);
+
+[[nodiscard]] struct error *machine_pause(struct machine *machine, const char *why);
+[[nodiscard]] struct error *machine_resume(struct machine *machine);
+[[nodiscard]] struct error *machine_reset(struct machine *machine);
+/*
+ * Stops for good: makes what was written durable and gives the disks up (but after a save, when they are others').
+ */
+[[nodiscard]] struct error *machine_end(struct machine *machine);
+/* Ends the event loop. */
+void machine_quit(struct machine *machine);
+const char *machine_state_name(const struct machine *machine);
+
+/* --- save.c --- */
+
+/*
+ * Writes the paused machine to @fd and releases its disks: from then on another process may restore it, or this one
+ * go on by machine_resume(). After an error the machine is paused and unchanged.
+ */
+[[nodiscard]] struct error *machine_save(struct machine *machine, int fd);
+
+/* Loads a freshly built machine from @fd. After an error it must be destroyed. */
+[[nodiscard]] struct error *machine_load(struct machine *machine, int fd);
+
+/* --- commands.c --- */
+
+/* Starts serving the control socket that @config names, if any. */
+[[nodiscard]] struct error *machine_serve(struct machine *machine);
+
+#endif
