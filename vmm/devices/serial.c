@@ -238,7 +238,8 @@ static bool take_input(struct serial *serial)
 	if (n < 0)
 		return errno == EAGAIN || errno == EINTR;
 	for (ssize_t i = 0; i < n; i++)
-		receive(serial, bytes[i]);
+		if (!serial->filter || !serial->filter(serial->filter_arg, bytes[i]))
+			receive(serial, bytes[i]);
 	update_line(serial);
 	return n > 0;
 }

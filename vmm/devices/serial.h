@@ -32,6 +32,9 @@ struct serial {
 	struct loop_source *in_source, *out_source; /* the loop thread's: NULL while there is nothing to wait for */
 	bool in_always;	   /* the input is always ready (a file, /dev/null): it cannot be waited for */
 	bool paused;
+	/* Looks at each byte that comes in before the guest does; true: it is not for the guest. NULL: all are. */
+	bool (*filter)(void *arg, uint8_t byte);
+	void *filter_arg;
 
 	uint8_t ier, lcr, mcr, scratch;
 	uint8_t fcr; /* as far as it holds: enable, DMA mode, trigger */

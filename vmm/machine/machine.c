@@ -92,12 +92,24 @@ static struct error *create_processor(struct machine *m)
 
 /* --- devices --- */
 
+static bool filter_key(void *arg, uint8_t byte)
+{
+	struct machine *m = arg;
+	enum terminal_key key = terminal_key(&m->terminal, byte);
+
+	if (key == TERMINAL_QUIT)
+		machine_quit(m);
+	return key != TERMINAL_FOR_GUEST;
+}
+
 static struct error *create_legacy(struct machine *m)
 {
 	uint64_t low = m->memory.region[0].size;
 
 	TRY(serial_init(&m->serial, &m->pio, &m->irqs, SERIAL_PORT, SERIAL_GSI, m->loop, m->config->serial_in,
 			m->config->serial_out));
+	m->serial.filter = filter_key;
+	m->serial.filter_arg = m;
 	add_unit(m, "serial0", &serial_unit, &m->serial);
 	TRY(rtc_init(&m->rtc, &m->pio, &m->irqs, m->loop, low, m->memory.size - low));
 	add_unit(m, "rtc", &rtc_unit, &m->rtc);
@@ -247,7 +259,7 @@ struct error *machine_create(struct machine *m, struct vm_config *config)
 {
 	memset(m, 0, sizeof(*m));
 	m->config = config;
-	m->vm_fd = m->signal_fd = -1;
+	m->vm_fd = m->signal_fd = m->terminal.fd = -1;
 	m->memory.fd = -1;
 	m->boot.kernel_fd = -1;
 	m->events = (struct machine_events){.reset = machine_post_reset, .power_off = machine_post_power_off, .arg = m};
@@ -262,6 +274,7 @@ struct error *machine_create(struct machine *m, struct vm_config *config)
 	TRY(create_pci(m));
 	TRY(create_legacy(m));
 	TRY(machine_serve(m));
+	terminal_take(&m->terminal, config->serial_in);
 	TRY(start_threads(m));
 	TRY(load(m));
 	close_fd(&m->config->kvm.fd); /* nothing more is asked of it */
@@ -279,6 +292,7 @@ struct error *machine_run(struct machine *m)
 
 void machine_destroy(struct machine *m)
 {
+	terminal_give_back(&m->terminal);
 	control_free(m->control);
 	vcpus_destroy(&m->vcpus);
 	for (unsigned i = 0; i < PCI_SLOTS; i++)

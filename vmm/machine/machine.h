@@ -21,6 +21,7 @@
 #include "vmm/devices/serial.h"
 #include "vmm/machine/config.h"
 #include "vmm/machine/iothread.h"
+#include "vmm/machine/terminal.h"
 #include "vmm/machine/unit.h"
 #include "vmm/memory/bus.h"
 #include "vmm/memory/memory.h"
@@ -63,6 +64,7 @@ struct machine {
 
 	struct machine_events events;
 	struct serial serial;
+	struct terminal terminal;
 	struct rtc rtc;
 	struct pm pm;
 	struct reset reset;

@@ -472,7 +472,8 @@ static void test_hostile_hold(void **state)
 	config.queues = 4;
 	start_disk(config, ALL_FEATURES);
 	struct test_ring *r = &f.ring[0];
-	test_blk_add(r, 0, VIRTIO_BLK_T_OUT, 1024, TEST_DATA, MIB, true);
+	assert_true(pwrite(config.fd, data_at(0), MIB, 4 * MIB) < (ssize_t)MIB); /* the last free block is gone */
+	test_blk_add(r, 0, VIRTIO_BLK_T_OUT, 0, TEST_DATA, 4096, true);
 	for (unsigned i = 1; i < r->size; i++)
 		r->avail->ring[i] = r->avail->ring[0];
 	for (unsigned round = 0; round < 20; round++) {
@@ -488,6 +489,7 @@ static void test_hostile_hold(void **state)
 		resume_disk();
 		usleep(2000);
 	}
+	pause_disk();
 	assert_true(f.blk->queue[0].held_count > 0);
 	end_disk();
 	close(dir);

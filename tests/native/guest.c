@@ -1,0 +1,66 @@
+/* The guest program: runs the tests named by test=NAME[,NAME...] on the command line, one behind the other. */
+#include "tests.h"
+
+extern const char *current_test;
+
+static const struct {
+	const char *name;
+	void (*run)(void);
+} tests[] = {
+	{"unmapped", test_unmapped},
+	{"rtc", test_rtc},
+	{"pm-timer", test_pm_timer},
+	{"button", test_button},
+	{"reset", test_reset},
+	{"poweroff", test_poweroff},
+	{"triple", test_triple},
+	{"idle", test_idle},
+	{"smp", test_smp},
+	{"serial-echo", test_serial_echo},
+	{"serial-loopback", test_serial_loopback},
+	{"serial-irq", test_serial_irq},
+	{"pci-scan", test_pci_scan},
+	{"pci-garbage", test_pci_garbage},
+	{"pci-bars", test_pci_bars},
+	{"pci-msix", test_pci_msix},
+	{"pci-intx", test_pci_intx},
+	{"rng", test_rng},
+	{"blk-id", test_blk_id},
+	{"blk-verify", test_blk_verify},
+	{"blk-ranges", test_blk_ranges},
+	{"blk-limits", test_blk_limits},
+	{"blk-malformed", test_blk_malformed},
+	{"blk-fuzz", test_blk_fuzz},
+	{"load", test_load},
+	{"generations", test_generations},
+	{"dirty", test_dirty},
+};
+
+static void run(const char *name, size_t len)
+{
+	for (unsigned i = 0; i < COUNT(tests); i++) {
+		if (strlen(tests[i].name) != len || memcmp(tests[i].name, name, len) != 0)
+			continue;
+		current_test = tests[i].name;
+		tests[i].run();
+		print("TEST %s ok\n", current_test);
+		return;
+	}
+	fail("there is no test %s", name);
+}
+
+void guest_main(void)
+{
+	const char *name = option("test", NULL);
+
+	CHECK(name, "no test=NAME on the command line");
+	for (;;) {
+		size_t len = 0;
+		while (name[len] && name[len] != ',')
+			len++;
+		run(name, len);
+		if (!name[len])
+			return;
+		name += len + 1;
+	}
+}

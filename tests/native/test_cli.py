@@ -1,0 +1,139 @@
+"""What glint-vmm says to a wrong command line: what was being done, to what, why not; and it leaves nothing behind."""
+
+import os
+import pty
+import re
+import select
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from host import BUILD
+
+VMM = BUILD / "vmm/glint-vmm"
+HELLO = BUILD / "tests/native/hello"
+GUEST = BUILD / "tests/native/guest"
+
+
+def vmm(*args: object, **kwargs) -> subprocess.CompletedProcess:
+    argv = [VMM, *map(str, args)]
+    return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, **kwargs)
+
+
+def test_help_and_version() -> None:
+    shown = vmm("--help")
+    assert shown.returncode == 0 and not shown.stderr
+    for option in ("--memory", "--cpus", "--kernel", "--disk", "--control", "--restore", "--sandbox"):
+        assert option in shown.stdout
+    assert re.fullmatch(r"glint-vmm \d+\.\d+\.\d+\n", vmm("--version").stdout)
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        ([], "nothing to run"),
+        (["--kernel"], "--kernel"),
+        (["--no-such-option"], "--no-such-option"),
+        (["--kernel", HELLO, "left-over"], "left-over"),
+        (["--kernel", "/no/such/file"], "/no/such/file: No such file"),
+        (["--kernel", "/"], "Is a directory"),
+        (["--kernel", "/dev/null"], "/dev/null"),
+        (["--kernel", "/etc/passwd"], "/etc/passwd"),
+        (["--kernel", HELLO, "--kernel", HELLO], "twice"),
+        (["--kernel", HELLO, "--initrd", "/no/such/file"], "--initrd"),
+        (["--kernel", HELLO, "--memory", "0"], "--memory"),
+        (["--kernel", HELLO, "--memory", "17"], "--memory"),
+        (["--kernel", HELLO, "--memory", "-1"], "not a size"),
+        (["--kernel", HELLO, "--memory", "5T"], "--memory"),
+        (["--kernel", HELLO, "--memory", "99999999999999999999"], "more than can be counted"),
+        (["--kernel", HELLO, "--memory", "12X"], "not a size"),
+        (["--kernel", HELLO, "--cpus", "0"], "out of range"),
+        (["--kernel", HELLO, "--cpus", "257"], "out of range"),
+        (["--kernel", HELLO, "--cpus", "two"], "not a whole number"),
+        (["--kernel", HELLO, "--disk", "queues=2"], "names no file"),
+        (["--kernel", HELLO, "--disk", "path=/no/such/disk"], "/no/such/disk"),
+        (["--kernel", HELLO, "--disk", "/dev/null"], "/dev/null"),
+        (["--kernel", HELLO, "--disk", "/etc/passwd,queues=99"], "queues"),
+        (["--kernel", HELLO, "--disk", "/etc/passwd,speed=9"], "'speed' is not known"),
+        (["--kernel", HELLO, "--disk", "/etc/passwd,readonly=maybe"], "neither 'on' nor 'off'"),
+        (["--kernel", HELLO, "--disk", "/etc/passwd,id=a/b"], "id 'a/b'"),
+        (["--kernel", HELLO, "--disk", "/etc/passwd,on-error=cry"], "on-error"),
+        (["--kernel", HELLO, "--kvm", "fd=77"], "descriptor 77"),
+        (["--kernel", HELLO, "--kvm", "/dev/kvm"], "write fd=N"),
+        (["--kernel", "fd=99"], "descriptor 99"),
+        (["--kernel", "fd=x"], "fd=x"),
+        (["--kernel", HELLO, "--control", "/no/such/folder/socket"], "/no/such/folder/socket"),
+        (["--kernel", HELLO, "--control", "/" + "x" * 200], "File name too long"),
+        (["--kernel", HELLO, "--serial", "loud"], "--serial"),
+        (["--kernel", HELLO, "--restore", HELLO], "exclude each other"),
+        (["--restore", "/etc/passwd"], "/etc/passwd"),
+        (["--restore", "/dev/null"], "/dev/null"),
+        (["--kernel", HELLO, "--log-level", "shout"], "shout"),
+    ],
+)
+def test_bad_words(args: list, words: str) -> None:
+    result = vmm(*args)
+    assert result.returncode == 1, result
+    assert words in result.stderr and result.stdout == ""
+    assert all(line.startswith("glint-vmm: ") for line in result.stderr.splitlines())
+
+
+def test_no_kvm() -> None:
+    """Neither a missing /dev/kvm nor one that is not KVM is taken for one."""
+    with open("/dev/null") as null:
+        result = vmm("--kernel", HELLO, "--kvm", f"fd={null.fileno()}", pass_fds=[null.fileno()])
+    assert result.returncode == 1 and "not KVM" in result.stderr
+    hide = 'mount -t tmpfs tmpfs /dev && exec "$@"'
+    argv = ["unshare", "--mount", "sh", "-c", hide, "sh", str(VMM), "--kernel", str(HELLO)]
+    result = subprocess.run(argv, capture_output=True, text=True, timeout=20)
+    assert result.returncode == 1 and "open /dev/kvm: No such file" in result.stderr and "hint:" in result.stderr
+
+
+def test_nothing_is_left(tmp_path: Path) -> None:
+    """A monitor that could not start made no file; one that ended leaves a socket that the next one takes over."""
+    assert vmm("--kernel", "/etc/passwd", "--disk", "/no/disk", "--control", tmp_path / "s").returncode == 1
+    for _ in range(2):
+        assert vmm("--kernel", HELLO, "--control", tmp_path / "s").returncode == 0
+    busy = subprocess.Popen(
+        [VMM, "--kernel", GUEST, "--cmdline", "test=idle", "--control", tmp_path / "s", "--serial", "none"],
+        stderr=subprocess.PIPE,
+    )
+    try:
+        for _ in range(200):
+            second = vmm("--kernel", HELLO, "--control", tmp_path / "s")
+            if second.returncode == 1:
+                break
+        assert "another process answers" in second.stderr
+    finally:
+        busy.terminate()
+        assert busy.wait(10) == 0
+    (tmp_path / "file").write_text("precious")
+    assert vmm("--kernel", HELLO, "--control", tmp_path / "file").returncode == 1
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_terminal() -> None:
+    """On a terminal every key is the guest's, but Ctrl-A x; the terminal is as before when the monitor ends."""
+    pid, master = pty.fork()
+    if pid == 0:
+        os.execv("/bin/sh", ["sh", "-c", f'"{VMM}" --kernel "{GUEST}" --cmdline test=serial-echo; echo "rc $?"; stty -a'])
+    seen = b""
+
+    def until(words: bytes) -> None:
+        nonlocal seen
+        deadline = time.monotonic() + 20
+        while words not in seen and select.select([master], [], [], max(0, deadline - time.monotonic()))[0]:
+            seen += os.read(master, 4096)
+        assert words in seen, seen
+
+    until(b"ECHO ready")
+    os.write(master, b"a\x03b\x01\x01c\n")
+    until(b"ECHO 5 a\x03b\x01c")
+    os.write(master, b"\x01x")
+    until(b"rc 0")
+    until(b" echo")
+    assert b"-icanon" not in seen and b"\nisig icanon" in seen
+    os.waitpid(pid, 0)
+    os.close(master)
