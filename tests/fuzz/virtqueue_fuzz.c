@@ -15,7 +15,7 @@
 
 #define DISK_BYTES 0x10000
 #define RING_SIZE  16
-#define PAGES      16 /* of guest memory that programs use, from TEST_RINGS on */
+#define PAGES      16ull /* of guest memory that programs use, from TEST_RINGS on */
 
 static struct test_machine machine;
 static struct blk *blk;

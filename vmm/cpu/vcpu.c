@@ -215,7 +215,8 @@ static struct error *create_all(struct vcpus *group, const struct cpu_model *mod
 		return error_new(run_bytes < 0 ? errno : 0, "ask KVM for the size of its run area");
 	group->run_bytes = (size_t)run_bytes;
 	int xsave = ioctl(group->vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
-	group->xsave_bytes = MAX((size_t)MAX(xsave, 0), sizeof(struct kvm_xsave));
+	/* 0 where the capability is unknown: the state is then of the old, fixed size. */
+	group->xsave_bytes = xsave > (int)sizeof(struct kvm_xsave) ? (size_t)xsave : sizeof(struct kvm_xsave);
 	TRY(list_msrs(group));
 	group->vcpu = calloc(model->vcpus, sizeof(*group->vcpu));
 	if (!group->vcpu)

@@ -92,7 +92,7 @@ static void soft_off_is_sleep_type_s5(void **state)
 	struct board *b = *state;
 
 	assert_int_equal(get(b, PM_CONTROL, 2), 1); /* SCI_EN from the start */
-	set(b, PM_CONTROL, 2, 0x3401);		    /* some other sleep */
+	set(b, PM_CONTROL, 2, 0x3401);              /* some other sleep */
 	assert_int_equal(b->power_offs, 0);
 	assert_int_equal(get(b, PM_CONTROL, 2), 0x1401);
 	set(b, PM_CONTROL, 2, PM_SLEEP_S5 << 10);

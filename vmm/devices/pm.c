@@ -17,20 +17,20 @@
 #include <string.h>
 #include <time.h>
 
-#define TMR_STS	     0x0001
-#define PWRBTN_STS   0x0100
-#define STATUS_BITS  0xc731 /* TMR, BM, GBL, PWRBTN, SLPBTN, RTC, PCIEXP_WAKE, WAK */
-#define ENABLE_BITS  0x0721
-#define SCI_EN	     0x0001
-#define CONTROL_BITS 0x1c02 /* BM_RLD, SLP_TYP; GBL_RLS and SLP_EN read as zero */
+#define TMR_STS       0x0001
+#define PWRBTN_STS    0x0100
+#define STATUS_BITS   0xc731 /* TMR, BM, GBL, PWRBTN, SLPBTN, RTC, PCIEXP_WAKE, WAK */
+#define ENABLE_BITS   0x0721
+#define SCI_EN        0x0001
+#define CONTROL_BITS  0x1c02 /* BM_RLD, SLP_TYP; GBL_RLS and SLP_EN read as zero */
 #define SLP_TYP_SHIFT 10
-#define SLP_EN	     0x2000
-#define CARRY	     (1u << 23)
-#define TIMER_MASK   0xffffffu
-#define NS	     1000000000ull
-#define SCI_SOURCE   0
-#define GPE0_ENABLE  (PM_GPE0_BYTES / 2)
-#define FIXED_BYTES  12
+#define SLP_EN        0x2000
+#define CARRY         (1u << 23)
+#define TIMER_MASK    0xffffffu
+#define NS            1000000000ull
+#define SCI_SOURCE    0
+#define GPE0_ENABLE   (PM_GPE0_BYTES / 2)
+#define FIXED_BYTES   12
 
 static uint64_t monotonic(void)
 {

@@ -17,15 +17,15 @@
 #include "vmm/machine/unit.h"
 #include "vmm/memory/bus.h"
 
-#define PM_BASE		0x600
-#define PM_EVENT	0x00 /* offsets from the base */
-#define PM_CONTROL	0x04
-#define PM_TIMER	0x08
-#define PM_GPE0		0x20
-#define PM_GPE0_BYTES	16
-#define PM_SCI_GSI	9
-#define PM_SLEEP_S5	0 /* SLP_TYP of soft off, as _S5 says: OVMF writes it without looking */
-#define PM_TIMER_HZ	3579545
+#define PM_BASE       0x600
+#define PM_EVENT      0x00 /* offsets from the base */
+#define PM_CONTROL    0x04
+#define PM_TIMER      0x08
+#define PM_GPE0       0x20
+#define PM_GPE0_BYTES 16
+#define PM_SCI_GSI    9
+#define PM_SLEEP_S5   0 /* SLP_TYP of soft off, as _S5 says: OVMF writes it without looking */
+#define PM_TIMER_HZ   3579545
 
 struct pm {
 	pthread_mutex_t lock;
@@ -36,7 +36,7 @@ struct pm {
 	struct loop_source *carry_timer;
 	uint16_t status, enable, control;
 	uint8_t gpe[PM_GPE0_BYTES];
-	uint64_t epoch;	    /* now() at which the timer stood at epoch_ticks */
+	uint64_t epoch; /* now() at which the timer stood at epoch_ticks */
 	uint64_t epoch_ticks;
 	uint64_t seen_ticks; /* carries up to here are in TMR_STS */
 	bool paused;

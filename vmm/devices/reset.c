@@ -4,12 +4,12 @@
 #include "vmm/devices/reset.h"
 
 #define KEYBOARD_COMMAND 0x64
-#define KEYBOARD_RESET	 0xfe
-#define CONTROL_KIND	 0x0a /* SYS_RST and FULL_RST read back, RST_CPU does not */
-#define CONTROL_RESET	 0x04
-#define PORT_A		 0x92
-#define PORT_A_INIT	 0x01
-#define PORT_A_A20	 0x02
+#define KEYBOARD_RESET   0xfe
+#define CONTROL_KIND     0x0a /* SYS_RST and FULL_RST read back, RST_CPU does not */
+#define CONTROL_RESET    0x04
+#define PORT_A           0x92
+#define PORT_A_INIT      0x01
+#define PORT_A_A20       0x02
 
 static void request(struct reset *reset)
 {

@@ -41,26 +41,26 @@ enum {
 	CENTURY = 0x32,
 };
 
-#define A_UIP	     0x80
-#define A_RATE	     0x0f
-#define A_DIVIDER_32K 0x20
-#define A_RESET	     0x60 /* both bits: the divider chain is held */
-#define B_SET	     0x80
-#define B_PIE	     0x40
-#define B_AIE	     0x20
-#define B_UIE	     0x10
-#define B_BINARY     0x04
-#define B_24H	     0x02
-#define C_IRQF	     0x80
-#define C_PF	     0x40
-#define C_AF	     0x20
-#define C_UF	     0x10
-#define D_VALID	     0x80
-#define HOUR_PM	     0x80
-#define ALARM_ANY    0xc0 /* an alarm byte with both bits set matches everything */
-#define UIP_MICROSECONDS 244 /* UIP rises this long before an update (data sheet, "update cycle") */
-#define WAKE_MOST    (60 * SECOND) /* look again after this long: the host's clock may be stepped */
-#define SOURCE	     0
+#define A_UIP            0x80
+#define A_RATE           0x0f
+#define A_DIVIDER_32K    0x20
+#define A_RESET          0x60 /* both bits: the divider chain is held */
+#define B_SET            0x80
+#define B_PIE            0x40
+#define B_AIE            0x20
+#define B_UIE            0x10
+#define B_BINARY         0x04
+#define B_24H            0x02
+#define C_IRQF           0x80
+#define C_PF             0x40
+#define C_AF             0x20
+#define C_UF             0x10
+#define D_VALID          0x80
+#define HOUR_PM          0x80
+#define ALARM_ANY        0xc0          /* an alarm byte with both bits set matches everything */
+#define UIP_MICROSECONDS 244           /* UIP rises this long before an update (data sheet, "update cycle") */
+#define WAKE_MOST        (60 * SECOND) /* look again after this long: the host's clock may be stepped */
+#define SOURCE           0
 
 static int64_t realtime(void)
 {
@@ -76,7 +76,8 @@ static int64_t floor_div(int64_t a, int64_t b)
 	return a / b - (a % b < 0);
 }
 
-/* Days from 1970-01-01 to a day of the Gregorian calendar; years are counted from March so that the leap day is last. */
+/* Days from 1970-01-01 to a day of the Gregorian calendar; years are counted from March so that the leap day is last.
+ */
 static int64_t days_from_date(int64_t year, int64_t month, int64_t day)
 {
 	int64_t y = month <= 2 ? year - 1 : year;
@@ -166,8 +167,8 @@ static void adopt(struct rtc *rtc, int64_t now, int64_t fraction)
 	int64_t year = decode(rtc, r[CENTURY]) * 100 + decode(rtc, r[YEAR]);
 	int64_t month = decode(rtc, r[MONTH]);
 	int64_t days = days_from_date(year, month < 1 || month > 12 ? 1 : month, decode(rtc, r[MONTHDAY]));
-	int64_t seconds = days * DAY + decode_hour(rtc, r[HOURS]) * 3600 + decode(rtc, r[MINUTES]) * 60 +
-			  decode(rtc, r[SECONDS]);
+	int64_t seconds =
+		days * DAY + decode_hour(rtc, r[HOURS]) * 3600 + decode(rtc, r[MINUTES]) * 60 + decode(rtc, r[SECONDS]);
 
 	rtc->offset = seconds * SECOND + fraction - now;
 }
@@ -396,11 +397,11 @@ struct error *rtc_init(struct rtc *rtc, struct bus *pio, struct irqs *irqs, stru
 	rtc->cmos[REG_A] = A_DIVIDER_32K | 6; /* 1024 Hz, as firmware leaves it */
 	rtc->cmos[REG_B] = B_24H;
 	rtc->cmos[REG_D] = D_VALID;
-	put_size(rtc, 0x15, 640, 0xffff);					       /* KiB of base memory */
-	put_size(rtc, 0x17, low > MIB ? (low - MIB) / KIB : 0, 0xffff);		       /* KiB from 1 MiB */
+	put_size(rtc, 0x15, 640, 0xffff);                               /* KiB of base memory */
+	put_size(rtc, 0x17, low > MIB ? (low - MIB) / KIB : 0, 0xffff); /* KiB from 1 MiB */
 	put_size(rtc, 0x30, low > MIB ? (low - MIB) / KIB : 0, 0xffff);
 	put_size(rtc, 0x34, low > 16 * MIB ? (low - 16 * MIB) / (64 * KIB) : 0, 0xffff); /* 64 KiB from 16 MiB */
-	put_size(rtc, 0x5b, high / (64 * KIB), 0xffffff);			       /* 64 KiB from 4 GiB */
+	put_size(rtc, 0x5b, high / (64 * KIB), 0xffffff);                                /* 64 KiB from 4 GiB */
 	rtc->seen = rtc->now();
 	TRY(loop_add_timer(loop, wake, rtc, &rtc->timer));
 	return bus_add(pio, RTC_PORT, 2, &ops, rtc);

@@ -14,7 +14,7 @@
 #include "vmm/memory/bus.h"
 
 #define RTC_PORT  0x70
-#define RTC_GSI	  8
+#define RTC_GSI   8
 #define RTC_BYTES 128
 
 struct rtc {
@@ -25,8 +25,8 @@ struct rtc {
 	struct loop_source *timer;
 	uint8_t index;
 	uint8_t cmos[RTC_BYTES]; /* time registers are brought up to date when they are looked at */
-	int64_t offset;		 /* microseconds, guest's clock less host's */
-	int64_t seen;		 /* host time up to which events are in register C */
+	int64_t offset;          /* microseconds, guest's clock less host's */
+	int64_t seen;            /* host time up to which events are in register C */
 	bool paused;
 };
 

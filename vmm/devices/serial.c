@@ -29,40 +29,40 @@
 
 enum { DATA, IER, IIR_FCR, LCR, MCR, LSR, MSR, SCRATCH };
 
-#define IER_RX		0x01
-#define IER_THRE	0x02
-#define IER_LINE	0x04
-#define IER_MODEM	0x08
-#define IER_BITS	0x0f
-#define IIR_NONE	0x01
-#define IIR_MODEM	0x00
-#define IIR_THRE	0x02
-#define IIR_RX		0x04
-#define IIR_LINE	0x06
-#define IIR_TIMEOUT	0x0c
-#define IIR_FIFOS	0xc0
-#define FCR_ENABLE	0x01
-#define FCR_CLEAR_RX	0x02
-#define FCR_HOLDS	0xc9
+#define IER_RX            0x01
+#define IER_THRE          0x02
+#define IER_LINE          0x04
+#define IER_MODEM         0x08
+#define IER_BITS          0x0f
+#define IIR_NONE          0x01
+#define IIR_MODEM         0x00
+#define IIR_THRE          0x02
+#define IIR_RX            0x04
+#define IIR_LINE          0x06
+#define IIR_TIMEOUT       0x0c
+#define IIR_FIFOS         0xc0
+#define FCR_ENABLE        0x01
+#define FCR_CLEAR_RX      0x02
+#define FCR_HOLDS         0xc9
 #define FCR_TRIGGER_SHIFT 6
-#define LCR_DLAB	0x80
-#define MCR_DTR		0x01
-#define MCR_RTS		0x02
-#define MCR_OUT1	0x04
-#define MCR_OUT2	0x08
-#define MCR_LOOP	0x10
-#define MCR_BITS	0x1f
-#define LSR_DR		0x01
-#define LSR_OE		0x02
-#define LSR_THRE	0x20
-#define LSR_TEMT	0x40
-#define MSR_DELTAS	0x0f
-#define MSR_TERI	0x04
-#define MSR_CTS		0x10
-#define MSR_DSR		0x20
-#define MSR_RI		0x40
-#define MSR_DCD		0x80
-#define DIVISOR_9600	12
+#define LCR_DLAB          0x80
+#define MCR_DTR           0x01
+#define MCR_RTS           0x02
+#define MCR_OUT1          0x04
+#define MCR_OUT2          0x08
+#define MCR_LOOP          0x10
+#define MCR_BITS          0x1f
+#define LSR_DR            0x01
+#define LSR_OE            0x02
+#define LSR_THRE          0x20
+#define LSR_TEMT          0x40
+#define MSR_DELTAS        0x0f
+#define MSR_TERI          0x04
+#define MSR_CTS           0x10
+#define MSR_DSR           0x20
+#define MSR_RI            0x40
+#define MSR_DCD           0x80
+#define DIVISOR_9600      12
 
 /* What follows runs with the lock held, unless it says otherwise. */
 
@@ -138,8 +138,8 @@ static size_t rx_room(const struct serial *serial)
 
 static void out_gone(struct serial *serial, int errnum)
 {
-	log_warn("serial port on GSI %u: its output has gone (%s): what the guest writes from now on is dropped", serial->gsi,
-		 strerror(errnum));
+	log_warn("serial port on GSI %u: its output has gone (%s): what the guest writes from now on is dropped",
+		 serial->gsi, strerror(errnum));
 	serial->out.fd = -1;
 	serial->unsent_count = 0;
 }
@@ -494,7 +494,8 @@ static void reverse(uint8_t *bytes, size_t count)
 	}
 }
 
-/* Turns the ring, where it lies, so that what is unsent starts at 0 and is one blob. While paused nobody else uses it. */
+/* Turns the ring, where it lies, so that what is unsent starts at 0 and is one blob. While paused nobody else uses it.
+ */
 static void straighten(struct serial *serial)
 {
 	if (serial->unsent_start == 0)

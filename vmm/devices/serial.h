@@ -18,8 +18,8 @@
 #include "vmm/machine/unit.h"
 #include "vmm/memory/bus.h"
 
-#define SERIAL_PORTS	8	      /* I/O ports of one */
-#define SERIAL_FIFO	16	      /* bytes of the chip's FIFOs */
+#define SERIAL_PORTS     8            /* I/O ports of one */
+#define SERIAL_FIFO      16           /* bytes of the chip's FIFOs */
 #define SERIAL_OUT_BYTES (64u * 1024) /* of the buffer for a slow reader; its pages are taken when it is used */
 
 struct serial {
@@ -27,17 +27,17 @@ struct serial {
 	struct irqs *irqs;
 	struct loop *loop;
 	unsigned gsi, source;
-	struct stream in, out; /* descriptor -1: none, or gone */
-	int own_fd;	       /* that of out, when it had to be duplicated; else -1 */
+	struct stream in, out;                      /* descriptor -1: none, or gone */
+	int own_fd;                                 /* that of out, when it had to be duplicated; else -1 */
 	struct loop_source *in_source, *out_source; /* the loop thread's: NULL while there is nothing to wait for */
-	bool in_always;	   /* the input is always ready (a file, /dev/null): it cannot be waited for */
+	bool in_always; /* the input is always ready (a file, /dev/null): it cannot be waited for */
 	bool paused;
 	/* Looks at each byte that comes in before the guest does; true: it is not for the guest. NULL: all are. */
 	bool (*filter)(void *arg, uint8_t byte);
 	void *filter_arg;
 
 	uint8_t ier, lcr, mcr, scratch;
-	uint8_t fcr; /* as far as it holds: enable, DMA mode, trigger */
+	uint8_t fcr;        /* as far as it holds: enable, DMA mode, trigger */
 	uint8_t lsr_errors; /* OE: the only error this line has */
 	uint8_t msr_deltas;
 	uint16_t divisor;
@@ -49,8 +49,9 @@ struct serial {
 };
 
 /*
- * Puts a port at @base with its interrupt on @gsi. It takes no input before its first resume. @in_fd and @out_fd (-1: none; the same one twice is fine) stay the
- * caller's and must outlive the port; they may be blocking and shared. The process must ignore SIGPIPE.
+ * Puts a port at @base with its interrupt on @gsi. It takes no input before its first resume. @in_fd and @out_fd (-1:
+ * none; the same one twice is fine) stay the caller's and must outlive the port; they may be blocking and shared. The
+ * process must ignore SIGPIPE.
  */
 [[nodiscard]] struct error *serial_init(struct serial *serial, struct bus *pio, struct irqs *irqs, uint16_t base,
 					unsigned gsi, struct loop *loop, int in_fd, int out_fd);

@@ -203,7 +203,7 @@ static void loopback_is_a_world_of_its_own(void **state)
 	assert_int_equal(get(p, MSR), 0xf0);
 	set(p, MCR, 0x12);
 	assert_int_equal(get(p, MSR), 0x1e); /* only RTS is left; DSR and DCD changed, RI ended */
-	type(p, "z"); /* stays outside */
+	type(p, "z");                        /* stays outside */
 	set(p, DATA, 'q');
 	assert_int_equal(get(p, DATA), 'q');
 	assert_int_equal(get(p, LSR) & 1, 0);
@@ -411,8 +411,8 @@ static void state_moves_with_what_is_in_flight(void **state)
 	bench_init(&other.bench);
 	assert_int_equal(pipe2(out, O_CLOEXEC), 0);
 	other.out = out[0];
-	assert_ok(serial_init(&other.serial, &other.bench.pio, &other.bench.irqs, COM1, GSI, other.bench.loop, p->device_in,
-			      out[1]));
+	assert_ok(serial_init(&other.serial, &other.bench.pio, &other.bench.irqs, COM1, GSI, other.bench.loop,
+			      p->device_in, out[1]));
 	assert_ok(bench_load(&serial_unit, &other.serial, fd));
 	bench_run(&other.bench, 5);
 	assert_int_equal(other.serial.unsent_count, unsent);

@@ -38,7 +38,8 @@ struct stream stream_on(int fd)
 
 	if (fd < 0 || fstat(fd, &st) < 0)
 		st.st_mode = 0;
-	return (struct stream){.fd = fd, .is_file = S_ISREG(st.st_mode), .promised = S_ISFIFO(st.st_mode) ? PIPE_BUF : 1};
+	return (struct stream){
+		.fd = fd, .is_file = S_ISREG(st.st_mode), .promised = S_ISFIFO(st.st_mode) ? PIPE_BUF : 1};
 }
 
 ssize_t stream_read(const struct stream *stream, void *buf, size_t len)

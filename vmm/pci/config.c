@@ -16,12 +16,12 @@
 #include <errno.h>
 #include <string.h>
 
-#define PORT_ADDRESS	0xcf8
-#define PORT_DATA	0xcfc
-#define ADDRESS_ENABLE	0x80000000u
-#define ADDRESS_BITS	0x80fffffcu /* the others read as zero */
-#define BUS_CONFIG	0x100000u   /* bytes of ECAM a bus takes */
-#define FUNCTION_CONFIG 0x1000u	    /* and a function */
+#define PORT_ADDRESS    0xcf8
+#define PORT_DATA       0xcfc
+#define ADDRESS_ENABLE  0x80000000u
+#define ADDRESS_BITS    0x80fffffcu /* the others read as zero */
+#define BUS_CONFIG      0x100000u   /* bytes of ECAM a bus takes */
+#define FUNCTION_CONFIG 0x1000u     /* and a function */
 
 static bool touches(unsigned offset, unsigned size, unsigned start, unsigned len)
 {

@@ -2,10 +2,10 @@
  * A PCI device: its registers, its BARs on the buses, its INTx pin, its saved form; see pci.h.
  *
  * Registers are bytes plus a mask of writable bits, so sizing a BAR needs no code: the low bits just stay. What does
- * need code is where BARs are. It is derived anew after every write that could matter: first whatever is no longer where
- * its registers say leaves the bus, then whatever should be there and is not tries to come. With 32 devices that is a
- * walk of a few hundred words, in an access that guests make when they set up a machine; and a BAR that lost a conflict
- * gets its place by itself once the other has gone.
+ * need code is where BARs are. It is derived anew after every write that could matter: first whatever is no longer
+ * where its registers say leaves the bus, then whatever should be there and is not tries to come. With 32 devices that
+ * is a walk of a few hundred words, in an access that guests make when they set up a machine; and a BAR that lost a
+ * conflict gets its place by itself once the other has gone.
  *
  * Touches: the buses, the INTx line of its slot.
  */
@@ -17,14 +17,13 @@
 #include <stdio.h>
 #include <string.h>
 
-#define MEMORY_BAR_64  0x4u
-#define IO_BAR	       0x1u
-#define IO_TOP	       0x10000ull
-#define MEMORY_TOP     (1ull << 52) /* the widest guest-physical address there is */
-#define BRIDGE_CLASS   0x06u
-#define LINE_UNKNOWN   0xff /* PCI 3.0, section 6.2.4: nobody has said yet; ACPI does */
-#define COMMAND_BITS                                                                                                   \
-	(PCI_COMMAND_IO | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_SERR | PCI_COMMAND_NO_INTX)
+#define MEMORY_BAR_64 0x4u
+#define IO_BAR        0x1u
+#define IO_TOP        0x10000ull
+#define MEMORY_TOP    (1ull << 52) /* the widest guest-physical address there is */
+#define BRIDGE_CLASS  0x06u
+#define LINE_UNKNOWN  0xff /* PCI 3.0, section 6.2.4: nobody has said yet; ACPI does */
+#define COMMAND_BITS  (PCI_COMMAND_IO | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_SERR | PCI_COMMAND_NO_INTX)
 
 void pci_device_init(struct pci_device *dev, const char *name, const struct pci_id *id, const struct pci_ops *ops,
 		     void *self)
@@ -92,7 +91,7 @@ static struct error *give_address(struct pci_bus *bus, const struct pci_device *
 	uint64_t *next = bar->kind == PCI_BAR_IO      ? &bus->next_io
 			 : bar->kind == PCI_BAR_MEM32 ? &bus->next_mmio32
 						      : &bus->next_mmio64;
-	uint64_t end = bar->kind == PCI_BAR_IO	    ? PCI_IO_END
+	uint64_t end = bar->kind == PCI_BAR_IO      ? PCI_IO_END
 		       : bar->kind == PCI_BAR_MEM32 ? PCI_MMIO32_END
 						    : bus->mmio64_end;
 	uint64_t address = align_up(*next, bar->size);
@@ -366,7 +365,8 @@ static struct error *map_restored(struct pci_device *dev)
 		if (!dev->bar[i].restore_mapped)
 			continue;
 		if (!bar_wanted(dev, i, &address))
-			return error_new(EINVAL, "%s: BAR %u was mapped, but its registers do not say where", dev->name, i);
+			return error_new(EINVAL, "%s: BAR %u was mapped, but its registers do not say where", dev->name,
+					 i);
 		if (!dev->bar[i].mapped)
 			TRY(error_wrap(map_bar(dev, i, address), "%s: BAR %u", dev->name, i));
 	}

@@ -10,23 +10,23 @@
 #include "saved/saved.h"
 
 /* Configuration space: PCI 3.0, figure 6-1 and sections 6.2.2 to 6.2.5. */
-#define PCI_VENDOR	     0x00
-#define PCI_DEVICE	     0x02
-#define PCI_COMMAND	     0x04
-#define PCI_COMMAND_IO	     0x0001u
+#define PCI_VENDOR           0x00
+#define PCI_DEVICE           0x02
+#define PCI_COMMAND          0x04
+#define PCI_COMMAND_IO       0x0001u
 #define PCI_COMMAND_MEMORY   0x0002u
 #define PCI_COMMAND_MASTER   0x0004u
 #define PCI_COMMAND_SERR     0x0100u
 #define PCI_COMMAND_NO_INTX  0x0400u
-#define PCI_STATUS	     0x06
-#define PCI_STATUS_INTX	     0x08u
+#define PCI_STATUS           0x06
+#define PCI_STATUS_INTX      0x08u
 #define PCI_STATUS_CAP_LIST  0x10u
-#define PCI_REVISION	     0x08
-#define PCI_CLASS	     0x09
-#define PCI_CACHE_LINE	     0x0c
-#define PCI_BAR0	     0x10
+#define PCI_REVISION         0x08
+#define PCI_CLASS            0x09
+#define PCI_CACHE_LINE       0x0c
+#define PCI_BAR0             0x10
 #define PCI_SUBSYSTEM_VENDOR 0x2c
-#define PCI_SUBSYSTEM	     0x2e
+#define PCI_SUBSYSTEM        0x2e
 #define PCI_CAPABILITIES     0x34
 #define PCI_INTERRUPT_LINE   0x3c
 #define PCI_INTERRUPT_PIN    0x3d
@@ -36,10 +36,10 @@
 #define PCIEXBAR 0x60
 
 /* MSI-X: PCI 3.0, section 6.8.2. */
-#define PCI_CAP_MSIX	      0x11
-#define PCI_MSIX_CAP_BYTES    12
-#define PCI_MSIX_ENTRY_BYTES  16
-#define PCI_MSIX_ENABLE	      0x8000u
+#define PCI_CAP_MSIX           0x11
+#define PCI_MSIX_CAP_BYTES     12
+#define PCI_MSIX_ENTRY_BYTES   16
+#define PCI_MSIX_ENABLE        0x8000u
 #define PCI_MSIX_FUNCTION_MASK 0x4000u
 
 /* Little-endian numbers of @size bytes in the configuration space. */
@@ -60,7 +60,8 @@ static inline void pci_put(uint8_t *bytes, uint64_t value, unsigned size)
 
 /* --- device.c; the bus's lock is held --- */
 
-/* Follows a change of the registers that decide where BARs and ECAM are: first what has to go goes, then what can come does. */
+/* Follows a change of the registers that decide where BARs and ECAM are: first what has to go goes, then what can come
+ * does. */
 void pci_update_mappings(struct pci_bus *bus);
 
 /* Takes all BARs of a device off the buses. */

@@ -23,7 +23,7 @@
 #include <stdlib.h>
 
 #define VECTOR_MASKED 1u
-#define WORDS	      4
+#define WORDS         4
 
 static uint32_t *entry_word(struct pci_msix_entry *e, unsigned word)
 {
@@ -42,9 +42,9 @@ static void update_vector(struct pci_device *dev, unsigned i)
 		msi_unbind(&e->msi);
 		return;
 	}
-	cleanup_error struct error *err =
-		msi_bind(&e->msi, (uint64_t)e->address_hi << 32 | e->address_lo, e->data);
-	/* The guest can cause this at will, so it is told once. The vector stays pending until bound by a later write. */
+	cleanup_error struct error *err = msi_bind(&e->msi, (uint64_t)e->address_hi << 32 | e->address_lo, e->data);
+	/* The guest can cause this at will, so it is told once. The vector stays pending until bound by a later write.
+	 */
 	if (err && msix->failures++ == 0)
 		log_warn("%s: MSI-X vector %u: %s", dev->name, i, error_text(err));
 }
@@ -155,7 +155,7 @@ struct error *pci_device_msix(struct pci_device *dev, unsigned bar, unsigned vec
 	uint64_t size = bar_bytes(vectors);
 	TRY(pci_device_bar(dev, bar, PCI_BAR_MEM32, size, &table_ops, dev));
 	pci_put(body, vectors - 1, 2);
-	pci_put(body + 2, bar, 4);		/* offset 0 of that BAR */
+	pci_put(body + 2, bar, 4);              /* offset 0 of that BAR */
 	pci_put(body + 6, (size / 2) | bar, 4); /* and its second half */
 	msix->capability = pci_device_capability(dev, PCI_CAP_MSIX, body, PCI_MSIX_CAP_BYTES);
 	if (msix->capability == 0)

@@ -1,5 +1,6 @@
 /*
- * PCI: one root bus of 32 slots, reached by ports 0xCF8/0xCFC and by ECAM, with BARs that the guest may move, and MSI-X.
+ * PCI: one root bus of 32 slots, reached by ports 0xCF8/0xCFC and by ECAM, with BARs that the guest may move, and
+ * MSI-X.
  *
  * A device is a set of registers in a 256-byte configuration space with a mask of what the guest may write, up to six
  * BARs, and, if it has one, an MSI-X table in one of them. Decoding follows the command register and the BARs: a BAR
@@ -22,18 +23,18 @@
 #include <pthread.h>
 #include <stdint.h>
 
-#define PCI_SLOTS	 32
+#define PCI_SLOTS        32
 #define PCI_CONFIG_BYTES 256
-#define PCI_BARS	 6
-#define PCI_MSIX_MAX	 2048
+#define PCI_BARS         6
+#define PCI_MSIX_MAX     2048
 
 /* Where BARs are put before the guest runs (machine contract glint-q35-1). */
-#define PCI_ECAM_BASE	0xE0000000ull
-#define PCI_ECAM_BYTES	0x10000000ull /* 256 buses of 1 MiB */
+#define PCI_ECAM_BASE   0xE0000000ull
+#define PCI_ECAM_BYTES  0x10000000ull /* 256 buses of 1 MiB */
 #define PCI_MMIO32_BASE 0xC0000000ull
-#define PCI_MMIO32_END	0xE0000000ull
-#define PCI_IO_BASE	0xC000ull
-#define PCI_IO_END	0x10000ull
+#define PCI_MMIO32_END  0xE0000000ull
+#define PCI_IO_BASE     0xC000ull
+#define PCI_IO_END      0x10000ull
 /* The 64-bit window's base follows the top of RAM; its size is fixed. */
 #define PCI_MMIO64_BYTES (64ull << 30)
 
@@ -64,7 +65,7 @@ enum pci_bar_kind {
 
 struct pci_bar {
 	enum pci_bar_kind kind;
-	uint64_t size;	  /* a power of two; at least 16 (memory: 4096) */
+	uint64_t size;     /* a power of two; at least 16 (memory: 4096) */
 	uint64_t power_on; /* the address pci_add() gave */
 	uint64_t address;  /* where it is on the bus, while mapped */
 	bool mapped;
@@ -80,7 +81,7 @@ struct pci_id {
 };
 
 struct pci_msix {
-	unsigned vectors; /* 0: the device has no MSI-X */
+	unsigned vectors;    /* 0: the device has no MSI-X */
 	unsigned capability; /* offset of the capability */
 	unsigned bar;
 	atomic_bool enabled;
@@ -106,7 +107,7 @@ struct pci_device {
 	unsigned capabilities_end;
 	struct pci_bar bar[PCI_BARS];
 	pthread_mutex_t lock; /* of what follows */
-	bool intx;	      /* the device asserts its pin */
+	bool intx;            /* the device asserts its pin */
 	bool intx_disabled;   /* by the command register */
 	struct pci_msix msix;
 };
@@ -116,7 +117,7 @@ struct pci_bus {
 	struct bus *pio;
 	struct bus *mmio;
 	struct irqs *irqs;
-	uint32_t address; /* the register at 0xCF8 */
+	uint32_t address;   /* the register at 0xCF8 */
 	uint64_t ecam_base; /* where ECAM is on the bus, while mapped */
 	uint64_t ecam_bytes;
 	bool ecam_mapped;

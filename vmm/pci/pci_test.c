@@ -8,13 +8,13 @@
 
 #include <fcntl.h>
 
-#define DEVICES	   2
+#define DEVICES    2
 #define BAR_WIDE   0
-#define BAR_IO	   2
+#define BAR_IO     2
 #define BAR_MSIX   3
 #define WIDE_BYTES 0x4000
 #define IO_BYTES   32
-#define VECTORS	   40
+#define VECTORS    40
 #define HIGH_BASE  (8 * GIB)
 
 struct card {
@@ -59,7 +59,8 @@ static const struct pci_ops pci_ops = {.bar_mapped = bar_mapped};
 
 static void add_card(struct machine *m, unsigned i)
 {
-	const struct pci_id id = {.vendor = 0x1af4, .device = (uint16_t)(0x1040 + i), .class_code = 0x018000, .revision = 1};
+	const struct pci_id id = {
+		.vendor = 0x1af4, .device = (uint16_t)(0x1040 + i), .class_code = 0x018000, .revision = 1};
 	struct card *card = &m->card[i];
 	const uint8_t body[] = {6, 7, 8};
 
@@ -155,9 +156,9 @@ static void absent_reads_all_ones(void **state)
 	assert_int_equal(port_get(m, 5, 0, 4), 0xffffffff);
 	assert_int_equal(port_get(m, 5, 2, 2), 0xffff);
 	assert_int_equal(get(m, 5, 0, 8), UINT64_MAX);
-	assert_int_equal(get(m, 1, 0x1000, 4), 0xffffffff);   /* function 1 */
-	assert_int_equal(get(m, 1, 0x100, 4), 0xffffffff);    /* extended space */
-	assert_int_equal(get(m, 32, 0, 4), 0xffffffff);	      /* bus 1 */
+	assert_int_equal(get(m, 1, 0x1000, 4), 0xffffffff); /* function 1 */
+	assert_int_equal(get(m, 1, 0x100, 4), 0xffffffff);  /* extended space */
+	assert_int_equal(get(m, 32, 0, 4), 0xffffffff);     /* bus 1 */
 	assert_int_equal(bus_read(&m->mmio, PCI_ECAM_BASE + PCI_ECAM_BYTES - 4, 4), 0xffffffff);
 	set(m, 5, 0, 8, 0);
 	bus_write(&m->pio, 0xcf8, 1u << 11, 4); /* without the enable bit the window is closed */
@@ -236,7 +237,7 @@ static void bars_can_be_sized(void **state)
 	assert_int_equal(get(m, 1, PCI_BAR0, 8), ~(uint64_t)(WIDE_BYTES - 1) | 4);
 	assert_int_equal(m->card[0].mapped_at[BAR_WIDE], 0);
 	set(m, 1, PCI_BAR0 + 8, 4, 0xffffffff);
-	assert_int_equal(get(m, 1, PCI_BAR0 + 8, 4), (uint32_t) ~(IO_BYTES - 1) | 1);
+	assert_int_equal(get(m, 1, PCI_BAR0 + 8, 4), (uint32_t)~(IO_BYTES - 1) | 1);
 	assert_int_equal(m->card[0].mapped_at[BAR_IO], 0);
 	set(m, 1, PCI_BAR0 + 12, 4, 0xffffffff);
 	assert_int_equal(get(m, 1, PCI_BAR0 + 12, 4), 0xfffff000);
@@ -436,7 +437,7 @@ static void masked_vectors_are_pending(void **state)
 	bus_write(&m->mmio, table + 33 * 16 + 12, 0, 4);
 	assert_int_equal(bus_read(&m->mmio, pending, 8), 0);
 	assert_int_equal(signals(m, 33), 1); /* KVM takes it here: the eventfd was bound with a signal in it */
-	enable_msix(m, 1, 0xc000);	     /* the function's mask works on all */
+	enable_msix(m, 1, 0xc000);           /* the function's mask works on all */
 	pci_msix_signal(dev, 33);
 	assert_int_equal(bus_read(&m->mmio, pending, 8), 1ull << 33);
 	enable_msix(m, 1, 0);

@@ -1,0 +1,162 @@
+"""The stick: its layout, and one boot of it that goes all the way to the shell of the guest it carries.
+
+The boot is the real one: stock OVMF, the stick on an emulated USB port, systemd-boot, the UKI, systemd in memory,
+glint-vmm on the host's /dev/kvm. The tests of the booted stick run in the order they stand here: the last ones pull
+the stick and restart the host.
+"""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CLONE = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(CLONE / "image"))
+
+from boot import StickMachine  # noqa: E402
+
+MIB = 1 << 20
+UKI_MAX_MIB = 64  # F13
+QUIET_SECONDS = 30
+
+
+def output_of(*command: str | Path) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def stick() -> Path:
+    path = CLONE / "build/stick.img"
+    subprocess.run([CLONE / "image/build", "-o", path], check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def machine(stick: Path) -> Iterator[StickMachine]:
+    with StickMachine(stick) as booting:
+        booting.boot(300, lambda seconds, what, line: print(f"[{seconds:6.2f} s] {what}: {line}"))
+        yield booting
+
+
+@pytest.fixture(scope="module")
+def partitions(stick: Path) -> dict[str, dict]:
+    table = json.loads(output_of("sfdisk", "--json", stick))["partitiontable"]
+    assert table["label"] == "gpt"
+    return {partition["name"]: partition for partition in table["partitions"]}
+
+
+@pytest.fixture(scope="module")
+def esp(stick: Path, partitions: dict[str, dict], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ESP's FAT as a file of its own."""
+    path = tmp_path_factory.mktemp("esp") / "esp.img"
+    start = partitions["ESP"]["start"] * 512 // MIB
+    size = partitions["ESP"]["size"] * 512 // MIB
+    subprocess.run(["dd", f"if={stick}", f"of={path}", "bs=1M", f"skip={start}", f"count={size}", "conv=sparse", "status=none"], check=True)
+    return path
+
+
+def test_partition_table(stick: Path, partitions: dict[str, dict]) -> None:
+    assert "No errors detected" in output_of("sfdisk", "--verify", stick)
+    assert list(partitions) == ["ESP", "STATE"]
+    assert partitions["ESP"]["type"] == "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
+    assert partitions["ESP"]["size"] * 512 == 512 * MIB
+    assert partitions["STATE"]["size"] * 512 == 64 * MIB
+
+
+def test_esp_is_sound(esp: Path) -> None:
+    subprocess.run(["fsck.vfat", "-n", esp], check=True)
+    listed = output_of("mdir", "-/", "-b", "-i", esp, "::").split()
+    files = {name.removeprefix("::/") for name in listed if not name.endswith("/")}
+    slots = [name for name in files if name.startswith("EFI/Linux/")]
+    assert files - set(slots) == {"EFI/BOOT/BOOTX64.EFI", "loader/loader.conf", "glint/host.toml"}
+    assert len(slots) == 1 and re.fullmatch(r"EFI/Linux/glint_[0-9.]+\+3-0\.efi", slots[0])
+
+
+def test_uki_is_small(stick: Path) -> None:
+    size = Path(f"{stick}.efi").stat().st_size / MIB
+    print(f"UKI {size:.1f} MiB of {UKI_MAX_MIB} (no NIC firmware, no CPU microcode in it)")
+    assert size <= UKI_MAX_MIB
+
+
+def test_same_inputs_give_the_same_stick(stick: Path, tmp_path: Path) -> None:
+    subprocess.run([CLONE / "image/build", "-o", tmp_path / "again.img"], check=True)
+    first, again = (hashlib.file_digest(path.open("rb"), "sha256").hexdigest() for path in (stick, tmp_path / "again.img"))
+    assert first == again
+
+
+def test_bad_arguments_are_refused(tmp_path: Path) -> None:
+    for arguments in (["--esp-mib", "64"], ["--esp-mib", "many"], ["--what"]):
+        done = subprocess.run([CLONE / "image/build", "-o", tmp_path / "no.img", *arguments], capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.startswith("glint: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_guest_answers(machine: StickMachine) -> None:
+    assert machine.shell("echo $((6 * 7))") == "42"
+    assert "cloud-amd64" in machine.shell("uname -r")
+
+
+def test_guest_has_its_disk_and_entropy(machine: StickMachine) -> None:
+    assert machine.shell("cat /sys/class/misc/hw_random/rng_current").startswith("virtio_rng")
+    machine.shell("head -c 1048576 /dev/urandom >/tmp/written; dd if=/tmp/written of=/dev/vda conv=fsync 2>/dev/null")
+    machine.shell("echo 3 >/proc/sys/vm/drop_caches")
+    assert machine.shell("head -c 1048576 /dev/vda | cmp - /tmp/written && echo same") == "same"
+
+
+def test_every_unit_started(machine: StickMachine) -> None:
+    """systemd shows nothing but failures (systemd.show_status=error)."""
+    text = machine.output.decode(errors="replace")
+    assert not re.search(r"FAILED|DEPEND|TIME|Failed to|emergency", re.sub(r"\x1b\[[0-9;]*m", "", text)), machine.tail()
+
+
+def test_memory_in_use(machine: StickMachine) -> None:
+    used, total = map(int, re.search(rb"memory in use (\d+) of (\d+) MiB", machine.output).groups())
+    print(f"host memory in use before the guest: {used} MiB of {total}")
+    assert 0 < used < total
+
+
+def test_screen_and_keyboard(machine: StickMachine, tmp_path: Path) -> None:
+    """What a person types at the host's keyboard reaches the guest, whose answer is on screen and serial port."""
+    before = screen(machine, tmp_path / "before.ppm")
+    for key in [*"echo", "spc", *"typed"]:
+        machine.qmp("send-key", keys=[{"type": "qcode", "data": key}])
+        time.sleep(0.1)
+    machine.qmp("send-key", keys=[{"type": "qcode", "data": "ret"}])
+    machine.wait_for(rb"echo typed\r\ntyped\r\n.*guest# ", 20)
+    time.sleep(1)
+    assert screen(machine, tmp_path / "after.ppm") != before
+
+
+def screen(machine: StickMachine, path: Path) -> bytes:
+    machine.qmp("screendump", filename=str(path))
+    return path.read_bytes()
+
+
+def test_stick_is_left_alone(machine: StickMachine) -> None:
+    """Once up, the host neither reads from the stick nor writes to it. (The firmware reads the UKI, systemd-boot
+    renames it to count the boot, the kernel and udev look at the partition table: all before.)"""
+    before = machine.stick_counters()
+    print(f"stick, from power-on to the guest's shell: {before}")
+    assert before["rd_bytes"] > 0
+    until = time.monotonic() + QUIET_SECONDS
+    while (left := until - time.monotonic()) > 0:
+        assert machine.shell("dd if=/dev/vda of=/dev/null bs=64k count=4 2>/dev/null; echo on") == "on"
+        machine.read(min(left, 3))
+    assert machine.stick_counters() == before
+
+
+def test_host_works_on_without_the_stick(machine: StickMachine) -> None:
+    machine.unplug_stick()
+    assert machine.shell("echo still $((40 + 2)); sync") == "still 42"
+    # The host starts programs it has not run yet: the guest ends, then Ctrl-Alt-Del takes the host down in order.
+    machine.write(b"poweroff -f\r")
+    machine.wait_for(rb"glint: the guest has ended", 30)
+    machine.qmp("send-key", keys=[{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")])
+    machine.wait_for(rb"reboot: Restarting system", 60)
+    machine.process.wait(30)
