@@ -2,12 +2,17 @@
  * The ACPI tables of the machine glint-q35-1 (ACPI specification 6.5; section numbers are its). Touches guest memory.
  *
  * What is the same for every VM is ASL that iasl compiled (dsdt.asl). What depends on the VM is written here: the
- * processors (MADT) and PCI's 64-bit window (a small SSDT). Tables stand one behind the other from LOW_ACPI on, in
- * memory that the map calls ACPI data. The same config gives the same bytes.
+ * processors (MADT), where ECAM is (MCFG), and PCI's windows (a small SSDT). The same config gives the same bytes.
+ *
+ * Tables stand one behind the other in a block that does not know its address: pointers in it are offsets, and lists
+ * say where they are and which bytes a checksum covers. Direct boot links the block at LOW_ACPI, in memory that the map
+ * calls ACPI data; firmware gets block and lists, and links it where it likes (vmm/firmware/loader.c).
  */
-#include "vmm/boot/boot.h"
+#include "vmm/boot/acpi.h"
 
+#include "base/cleanup.h"
 #include "base/util.h"
+#include "vmm/boot/boot.h"
 #include "vmm/boot/dsdt.hex"
 #include "vmm/boot/internal.h"
 #include "vmm/devices/pm.h"
@@ -15,6 +20,7 @@
 
 #include <errno.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define OEM_ID       "GLINT "
@@ -164,7 +170,7 @@ struct [[gnu::packed]] mcfg {
 	uint8_t reserved1[4];
 };
 
-/* Name (M64B, QWord) and Name (M64L, QWord), as 20.2.5.1 encodes them. */
+/* Name (M64B, QWord) and the like, as 20.2.5.1 encodes them. */
 struct [[gnu::packed]] name_qword {
 	uint8_t name_op;
 	char name[4];
@@ -174,23 +180,18 @@ struct [[gnu::packed]] name_qword {
 enum { AML_NAME_OP = 0x08, AML_QWORD_PREFIX = 0x0E };
 struct [[gnu::packed]] ssdt {
 	struct header header;
-	struct name_qword base, length;
+	struct name_qword m64b, m64l, m32b, m32l, ecam;
 };
 
+enum { XSDT_TABLES = 4 };
 struct [[gnu::packed]] xsdt {
 	struct header header;
-	uint64_t table[4];
+	uint64_t table[XSDT_TABLES];
 };
-
-/* The area that tables are put in; *area is the host's view of LOW_ACPI. */
-struct builder {
-	uint8_t *area;
-	uint64_t used;
-};
-#define ACPI_BYTES (LOW_END - LOW_ACPI)
 
 /* 256 vCPUs of the larger kind, and every other table rounded up generously, always fit. */
 static_assert(ACPI_BYTES > 256 * sizeof(struct madt_x2apic) + sizeof(dsdt_aml_code) + 4096);
+static_assert(ACPI_BYTES == LOW_END - LOW_ACPI);
 
 static uint8_t checksum(const void *data, size_t len)
 {
@@ -202,19 +203,32 @@ static uint8_t checksum(const void *data, size_t len)
 	return (uint8_t)-sum;
 }
 
-/* Puts @len bytes behind what is there, 64-byte aligned (the FACS must be). Returns the guest address. */
-static uint64_t put(struct builder *b, const void *data, size_t len)
+/* Puts @len bytes behind what is there, 64-byte aligned (the FACS must be). Returns the offset. */
+static uint32_t put(struct acpi_block *b, const void *data, size_t len)
 {
-	uint64_t at = align_up(b->used, 64);
+	uint32_t at = (uint32_t)align_up(b->used, 64);
 
-	memset(b->area + b->used, 0, at - b->used);
-	memcpy(b->area + at, data, len);
-	b->used = at + len;
-	return LOW_ACPI + at;
+	memset(b->bytes + b->used, 0, at - b->used);
+	memcpy(b->bytes + at, data, len);
+	b->used = at + (uint32_t)len;
+	return at;
+}
+
+/* The @size bytes at @at are a pointer into the block: an offset until it is linked. */
+static void is_pointer(struct acpi_block *b, size_t at, unsigned size)
+{
+	b->pointer[b->pointers++] = (struct acpi_pointer){.at = (uint32_t)at, .size = (uint8_t)size};
+}
+
+/* The byte at @at makes the sum of @len bytes from @start on zero, once those are linked. */
+static void is_checksum(struct acpi_block *b, size_t at, size_t start, size_t len)
+{
+	b->checksum[b->checksums++] =
+		(struct acpi_checksum){.at = (uint32_t)at, .start = (uint32_t)start, .len = (uint32_t)len};
 }
 
 /* Completes @table's header, whose revision the caller has set, and puts the table. */
-static uint64_t put_table(struct builder *b, struct header *table, const char *signature, size_t len)
+static uint32_t put_table(struct acpi_block *b, struct header *table, const char *signature, size_t len)
 {
 	memcpy(table->signature, signature, sizeof(table->signature));
 	memcpy(table->oem_id, OEM_ID, sizeof(table->oem_id));
@@ -224,11 +238,12 @@ static uint64_t put_table(struct builder *b, struct header *table, const char *s
 	table->oem_revision = 1;
 	table->creator_revision = 1;
 	table->checksum = 0;
-	table->checksum = checksum(table, len);
-	return put(b, table, len);
+	uint32_t at = put(b, table, len);
+	is_checksum(b, at + offsetof(struct header, checksum), at, len);
+	return at;
 }
 
-static uint64_t put_facs(struct builder *b)
+static uint32_t put_facs(struct acpi_block *b)
 {
 	struct facs facs = {.signature = {'F', 'A', 'C', 'S'}, .length = sizeof(facs), .version = 2};
 
@@ -240,13 +255,13 @@ static struct gas port(uint32_t address, uint8_t bits, uint8_t access)
 	return (struct gas){.space = GAS_PORT, .bits = bits, .access = access, .address = address};
 }
 
-static uint64_t put_fadt(struct builder *b, uint64_t facs, uint64_t dsdt)
+static uint32_t put_fadt(struct acpi_block *b, uint32_t facs, uint32_t dsdt)
 {
 	struct fadt t = {
 	    .header.revision = 6,
 	    .minor = 5,
-	    .facs = (uint32_t)facs,
-	    .dsdt = (uint32_t)dsdt,
+	    .facs = facs,
+	    .dsdt = dsdt,
 	    .x_dsdt = dsdt,
 	    .pm_profile = PROFILE_ENTERPRISE_SERVER,
 	    .sci = PM_SCI_GSI,
@@ -272,7 +287,11 @@ static uint64_t put_fadt(struct builder *b, uint64_t facs, uint64_t dsdt)
 	    .reset_value = RESET_VALUE,
 	};
 
-	return put_table(b, &t.header, "FACP", sizeof(t));
+	uint32_t at = put_table(b, &t.header, "FACP", sizeof(t));
+	is_pointer(b, at + offsetof(struct fadt, facs), sizeof(t.facs));
+	is_pointer(b, at + offsetof(struct fadt, dsdt), sizeof(t.dsdt));
+	is_pointer(b, at + offsetof(struct fadt, x_dsdt), sizeof(t.x_dsdt));
+	return at;
 }
 
 /* Appends one structure to the table that grows in @buf. */
@@ -283,7 +302,7 @@ static void append(uint8_t *buf, size_t *len, const void *data, size_t size)
 }
 #define APPEND(type, ...) append(buf, &len, &(struct type){__VA_ARGS__}, sizeof(struct type))
 
-static uint64_t put_madt(struct builder *b, unsigned vcpus)
+static uint32_t put_madt(struct acpi_block *b, unsigned vcpus)
 {
 	uint8_t buf[sizeof(struct madt) + 256 * sizeof(struct madt_x2apic) + 256];
 	size_t len = 0;
@@ -307,11 +326,11 @@ static uint64_t put_madt(struct builder *b, unsigned vcpus)
 	return put_table(b, (struct header *)buf, "APIC", len);
 }
 
-static uint64_t put_mcfg(struct builder *b)
+static uint32_t put_mcfg(struct acpi_block *b, uint64_t ecam)
 {
 	struct mcfg t = {
 	    .header.revision = 1,
-	    .base = PCI_ECAM_BASE,
+	    .base = ecam,
 	    .first_bus = 0,
 	    .last_bus = PCI_ECAM_BYTES / MIB - 1,
 	};
@@ -319,18 +338,41 @@ static uint64_t put_mcfg(struct builder *b)
 	return put_table(b, &t.header, "MCFG", sizeof(t));
 }
 
-static uint64_t put_ssdt(struct builder *b, uint64_t mmio64_base)
+static struct name_qword named(const char *name, uint64_t value)
+{
+	struct name_qword n = {.name_op = AML_NAME_OP, .qword_prefix = AML_QWORD_PREFIX, .value = value};
+
+	memcpy(n.name, name, sizeof(n.name));
+	return n;
+}
+
+static uint32_t put_ssdt(struct acpi_block *b, const struct acpi_config *config)
 {
 	struct ssdt t = {
 	    .header.revision = 2,
-	    .base = {AML_NAME_OP, {'M', '6', '4', 'B'}, AML_QWORD_PREFIX, mmio64_base},
-	    .length = {AML_NAME_OP, {'M', '6', '4', 'L'}, AML_QWORD_PREFIX, PCI_MMIO64_BYTES},
+	    .m64b = named("M64B", config->mmio64_base),
+	    .m64l = named("M64L", config->mmio64_bytes),
+	    .m32b = named("M32B", config->mmio32_base),
+	    .m32l = named("M32L", config->mmio32_bytes),
+	    .ecam = named("ECAM", config->ecam_base),
 	};
 
 	return put_table(b, &t.header, "SSDT", sizeof(t));
 }
 
-static uint64_t put_rsdp(struct builder *b, uint64_t xsdt)
+static uint32_t put_xsdt(struct acpi_block *b, const uint32_t table[XSDT_TABLES])
+{
+	struct xsdt t = {.header.revision = 1};
+
+	for (unsigned i = 0; i < XSDT_TABLES; i++)
+		t.table[i] = table[i];
+	uint32_t at = put_table(b, &t.header, "XSDT", sizeof(t));
+	for (unsigned i = 0; i < XSDT_TABLES; i++)
+		is_pointer(b, at + offsetof(struct xsdt, table[i]), sizeof(t.table[i]));
+	return at;
+}
+
+static uint32_t put_rsdp(struct acpi_block *b, uint32_t xsdt)
 {
 	struct rsdp t = {
 	    .signature = {'R', 'S', 'D', ' ', 'P', 'T', 'R', ' '},
@@ -340,26 +382,66 @@ static uint64_t put_rsdp(struct builder *b, uint64_t xsdt)
 	    .xsdt = xsdt,
 	};
 
-	t.checksum = checksum(&t, offsetof(struct rsdp, length)); /* the part that ACPI 1.0 knew */
-	t.extended_checksum = checksum(&t, sizeof(t));
-	return put(b, &t, sizeof(t));
+	uint32_t at = put(b, &t, sizeof(t));
+	is_pointer(b, at + offsetof(struct rsdp, xsdt), sizeof(t.xsdt));
+	/* The part that ACPI 1.0 knew, then all of it. */
+	is_checksum(b, at + offsetof(struct rsdp, checksum), at, offsetof(struct rsdp, length));
+	is_checksum(b, at + offsetof(struct rsdp, extended_checksum), at, sizeof(t));
+	return at;
 }
 
-struct error *acpi_build(struct memory *mem, const struct boot_config *config, uint64_t *rsdp)
+struct error *acpi_make(const struct acpi_config *config, struct acpi_block *b)
 {
-	struct builder b = {.area = memory_at(mem, LOW_ACPI, ACPI_BYTES)};
-	struct xsdt xsdt = {.header.revision = 1};
+	uint32_t table[XSDT_TABLES];
 
-	if (!b.area)
-		return error_new(ENOMEM, "put ACPI tables at %#llx: the machine's memory does not reach to 1 MiB",
-				 LOW_ACPI);
 	if (config->vcpus < 1 || config->vcpus > 256)
 		return error_new(EINVAL, "describe %u vCPUs in ACPI: 1 to 256 can be", config->vcpus);
-	uint64_t dsdt = put(&b, dsdt_aml_code, sizeof(dsdt_aml_code));
-	xsdt.table[0] = put_fadt(&b, put_facs(&b), dsdt);
-	xsdt.table[1] = put_madt(&b, config->vcpus);
-	xsdt.table[2] = put_mcfg(&b);
-	xsdt.table[3] = put_ssdt(&b, config->mmio64_base);
-	*rsdp = put_rsdp(&b, put_table(&b, &xsdt.header, "XSDT", sizeof(xsdt)));
+	*b = (struct acpi_block){};
+	uint32_t dsdt = put(b, dsdt_aml_code, sizeof(dsdt_aml_code));
+	table[0] = put_fadt(b, put_facs(b), dsdt);
+	table[1] = put_madt(b, config->vcpus);
+	table[2] = put_mcfg(b, config->ecam_base);
+	table[3] = put_ssdt(b, config);
+	b->rsdp = put_rsdp(b, put_xsdt(b, table));
+	return NULL;
+}
+
+/* Makes the block's offsets addresses, for a block that lies at @gpa, and its checksums right. */
+static void link_at(struct acpi_block *b, uint64_t gpa)
+{
+	for (unsigned i = 0; i < b->pointers; i++) {
+		uint64_t value = 0;
+		memcpy(&value, b->bytes + b->pointer[i].at, b->pointer[i].size);
+		value += gpa;
+		memcpy(b->bytes + b->pointer[i].at, &value, b->pointer[i].size);
+	}
+	for (unsigned i = 0; i < b->checksums; i++) {
+		const struct acpi_checksum *c = &b->checksum[i];
+		b->bytes[c->at] = checksum(b->bytes + c->start, c->len);
+	}
+}
+
+struct error *acpi_build(struct memory *mem, const struct boot_config *boot, uint64_t *rsdp)
+{
+	const struct acpi_config config = {
+	    .vcpus = boot->vcpus,
+	    .ecam_base = PCI_ECAM_BASE,
+	    .mmio32_base = PCI_MMIO32_BASE,
+	    .mmio32_bytes = PCI_MMIO32_END - PCI_MMIO32_BASE,
+	    .mmio64_base = boot->mmio64_base,
+	    .mmio64_bytes = PCI_MMIO64_BYTES,
+	};
+	cleanup_free struct acpi_block *b = malloc(sizeof(*b));
+	uint8_t *area = memory_at(mem, LOW_ACPI, ACPI_BYTES);
+
+	if (!area)
+		return error_new(ENOMEM, "put ACPI tables at %#llx: the machine's memory does not reach to 1 MiB",
+				 LOW_ACPI);
+	if (!b)
+		return error_new(ENOMEM, "make ACPI tables");
+	TRY(acpi_make(&config, b));
+	link_at(b, LOW_ACPI);
+	memcpy(area, b->bytes, b->used);
+	*rsdp = LOW_ACPI + b->rsdp;
 	return NULL;
 }

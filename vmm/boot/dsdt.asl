@@ -1,6 +1,6 @@
 /*
  * The parts of the machine glint-q35-1 that never change from one VM to another. What does is in the SSDT that
- * acpi.c makes: M64B and M64L, base and length of PCI's 64-bit window.
+ * acpi.c makes: base and length of PCI's windows (M64B and M64L, M32B and M32L), and where ECAM is.
  *
  * Addresses are those of vmm/pci/pci.h and of the devices; boot_test.c holds them against each other.
  */
@@ -8,6 +8,9 @@ DefinitionBlock ("", "DSDT", 2, "GLINT ", "GLINTQ35", 1)
 {
 	External (\M64B, IntObj)
 	External (\M64L, IntObj)
+	External (\M32B, IntObj)
+	External (\M32L, IntObj)
+	External (\ECAM, IntObj)
 
 	/* Soft off: SLP_TYP 0, as stock OVMF writes it on a Q35. */
 	Name (\_S5, Package (4) { 0, 0, 0, 0 })
@@ -27,15 +30,21 @@ DefinitionBlock ("", "DSDT", 2, "GLINT ", "GLINTQ35", 1)
 				WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode, 0, 0, 255, 0, 256)
 				IO (Decode16, 0x0CF8, 0x0CF8, 1, 8)
 				WordIO (ResourceProducer, MinFixed, MaxFixed, PosDecode, EntireRange,
-					0, 0xC000, 0xFFFF, 0, 0x4000)
+					0, 0x6000, 0xFFFF, 0, 0xA000)
 				DWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite,
-					0, 0xC0000000, 0xDFFFFFFF, 0, 0x20000000)
+					0, 0, 0, 0, 0, , , W32)
 				QWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite,
 					0, 0, 0, 0, 0, , , W64)
 			})
 
 			Method (_CRS, 0, Serialized)
 			{
+				CreateDWordField (RSRC, \_SB.PCI0.W32._MIN, LMIN)
+				CreateDWordField (RSRC, \_SB.PCI0.W32._MAX, LMAX)
+				CreateDWordField (RSRC, \_SB.PCI0.W32._LEN, LLEN)
+				LMIN = \M32B
+				LLEN = \M32L
+				LMAX = \M32B + \M32L - 1
 				CreateQWordField (RSRC, \_SB.PCI0.W64._MIN, WMIN)
 				CreateQWordField (RSRC, \_SB.PCI0.W64._MAX, WMAX)
 				CreateQWordField (RSRC, \_SB.PCI0.W64._LEN, WLEN)
@@ -93,11 +102,18 @@ DefinitionBlock ("", "DSDT", 2, "GLINT ", "GLINTQ35", 1)
 		{
 			Name (_HID, EisaId ("PNP0C02"))
 			Name (_UID, 1)
-			Name (_CRS, ResourceTemplate ()
+			Name (RSRC, ResourceTemplate ()
 			{
-				Memory32Fixed (ReadWrite, 0xE0000000, 0x10000000)
+				Memory32Fixed (ReadWrite, 0, 0x10000000, MCFG)
 				IO (Decode16, 0x0600, 0x0600, 1, 0x80)
 			})
+
+			Method (_CRS, 0, Serialized)
+			{
+				CreateDWordField (RSRC, \_SB.MBRD.MCFG._BAS, BASE)
+				BASE = \ECAM
+				Return (RSRC)
+			}
 		}
 
 		Device (COM1)

@@ -196,7 +196,7 @@ static void put_start_info(struct memory *mem, const struct boot_initrd *initrd,
 struct error *pvh_load(struct memory *mem, const struct boot_config *config, const struct boot_file *kernel,
 		       uint64_t rsdp, struct boot_entry *entry)
 {
-	struct elf elf;
+	struct elf elf = {0};
 	struct boot_initrd initrd;
 	uint64_t rip = 0, end = 0;
 
