@@ -359,6 +359,7 @@ mount -t overlay -o lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work ove
 cd /new
 mount -t devtmpfs dev dev; mount -t proc proc proc; mount -t sysfs sys sys
 mkdir -p dev/pts dev/shm
+echo advise >sys/kernel/mm/transparent_hugepage/shmem_enabled # as the image does
 mount -t devpts -o ptmxmode=666 pts dev/pts; mount -t tmpfs shm dev/shm
 mount -t tmpfs -o mode=1777,size=75% tmp tmp; mount -t tmpfs -o mode=755 run run
 mount -t cgroup2 cgroup sys/fs/cgroup; mount -t debugfs debug sys/kernel/debug

@@ -332,7 +332,7 @@ static uint32_t put_mcfg(struct acpi_block *b, uint64_t ecam)
 	    .header.revision = 1,
 	    .base = ecam,
 	    .first_bus = 0,
-	    .last_bus = PCI_ECAM_BYTES / MIB - 1,
+	    .last_bus = PCI_BUSES - 1,
 	};
 
 	return put_table(b, &t.header, "MCFG", sizeof(t));

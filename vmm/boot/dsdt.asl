@@ -27,7 +27,7 @@ DefinitionBlock ("", "DSDT", 2, "GLINT ", "GLINTQ35", 1)
 
 			Name (RSRC, ResourceTemplate ()
 			{
-				WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode, 0, 0, 255, 0, 256)
+				WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode, 0, 0, 15, 0, 16) /* PCI_BUSES */
 				IO (Decode16, 0x0CF8, 0x0CF8, 1, 8)
 				WordIO (ResourceProducer, MinFixed, MaxFixed, PosDecode, EntireRange,
 					0, 0x6000, 0xFFFF, 0, 0xA000)
