@@ -28,13 +28,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (ftruncate(kernel, 0) < 0 || pwrite(kernel, data, size, 0) != (ssize_t)size)
 		abort();
 	const struct boot_config config = {
-	    .kernel_fd = kernel,
-	    .kernel_name = "kernel",
-	    .initrd_fd = initrd,
-	    .initrd_name = "initrd",
-	    .cmdline = "console=ttyS0",
-	    .vcpus = 1,
-	    .mmio64_base = 8 * GIB,
+		.kernel_fd = kernel,
+		.kernel_name = "kernel",
+		.initrd_fd = initrd,
+		.initrd_name = "initrd",
+		.cmdline = "console=ttyS0",
+		.vcpus = 1,
+		.mmio64_base = 8 * GIB,
 	};
 	cleanup_error struct error *e = boot_load(&mem, &config, &entry);
 	if (e)

@@ -13,7 +13,6 @@ static const struct {
 	{"button", test_button},
 	{"reset", test_reset},
 	{"poweroff", test_poweroff},
-	{"triple", test_triple},
 	{"idle", test_idle},
 	{"smp", test_smp},
 	{"serial-echo", test_serial_echo},

@@ -33,8 +33,8 @@ void test_unmapped(void)
 	for (unsigned i = 0; i < COUNT(ports); i++)
 		check_ports(ports[i]);
 	/* 0xFED40000 is where firmware looks for a TPM; the last page below 4 GiB is where flash would be. */
-	const uint64_t places[] = {
-		0xfed40000, 0xfffff000, 0xbffffff8, map(1ull << 37, PAGE), map((1ull << 37) + 0x1001, PAGE)};
+	const uint64_t places[] = {0xfed40000, 0xfffff000, 0xbffffff8, map(1ull << 37, PAGE),
+				   map((1ull << 37) + 0x1001, PAGE)};
 	for (unsigned i = 0; i < COUNT(places); i++)
 		check_mmio(places[i]);
 	/* A string instruction: one exit for many items. */
@@ -82,18 +82,18 @@ void test_rtc(void)
 	print_time();
 	on_interrupt[VECTOR_RTC] = rtc_interrupt;
 	ioapic_route(8, VECTOR_RTC, false, false, lapic_id());
-	/* Update-ended interrupts: one a second. */
-	cmos_write(0x0b, (cmos_read(0x0b) & ~0x70) | 0x10);
+	/* Update-ended interrupts: one a second; not the one that was flagged before anybody asked. */
 	cmos_read(0x0c);
+	cmos_write(0x0b, (cmos_read(0x0b) & ~0x70) | 0x10);
 	irq_on();
 	wait_us(2500000);
 	uint32_t updates = interrupts[VECTOR_RTC];
 	CHECK(updates == 2 || updates == 3, "%u update interrupts in 2.5 seconds", updates);
 	/* Periodic ones at 64 Hz. */
 	cmos_write(0x0a, 0x2a);
-	cmos_write(0x0b, (cmos_read(0x0b) & ~0x70) | 0x40);
-	interrupts[VECTOR_RTC] = 0;
 	cmos_read(0x0c);
+	interrupts[VECTOR_RTC] = 0;
+	cmos_write(0x0b, (cmos_read(0x0b) & ~0x70) | 0x40);
 	wait_us(1000000);
 	uint32_t periodic = interrupts[VECTOR_RTC];
 	CHECK(periodic >= 48 && periodic <= 70, "%u periodic interrupts in a second at 64 Hz", periodic);
@@ -129,9 +129,11 @@ void test_pm_timer(void)
 
 /* --- power --- */
 
+static volatile unsigned presses;
+
 static void button_interrupt(void)
 {
-	print("BUTTON status %x\n", inw(0x600));
+	presses += inw(0x600) >> 8 & 1;
 	outw(0x600, 1 << 8); /* takes the status down, and with it the line */
 }
 
@@ -143,12 +145,12 @@ void test_button(void)
 	outw(0x602, 1 << 8);
 	CHECK(inw(0x602) == 1 << 8, "the enable register reads %x", inw(0x602));
 	print("BUTTON waiting\n");
-	while (!interrupts[VECTOR_SCI])
+	while (!presses)
 		irq_sleep();
 	irq_on();
 	wait_us(10000);
 	irq_off();
-	CHECK(interrupts[VECTOR_SCI] == 1, "%u interrupts for one press", interrupts[VECTOR_SCI]);
+	CHECK(presses == 1, "%u presses for one", presses);
 	CHECK(!(inw(0x600) & 1 << 8), "the status stays: %x", inw(0x600));
 }
 
@@ -168,12 +170,7 @@ static void triple_fault(void)
 	__asm__ volatile("lidt %0; ud2" : : "m"(none));
 }
 
-void test_triple(void)
-{
-	triple_fault();
-}
-
-/* Counts in a CMOS byte, which a reset leaves alone; by=cf9|port64|port92 says how to reset. */
+/* Counts in a CMOS byte, which a reset leaves alone; by=cf9|port64|port92|triple says how to reset. */
 void test_reset(void)
 {
 	const char *by = option("by", "cf9");
@@ -192,6 +189,8 @@ void test_reset(void)
 			outb(0x64, 0xfe);
 		else if (strcmp(by, "port92") == 0)
 			outb(0x92, inb(0x92) | 1);
+		else if (strcmp(by, "triple") == 0)
+			triple_fault();
 		else
 			reset_machine();
 		for (;;)
@@ -205,6 +204,7 @@ void test_reset(void)
 void test_idle(void)
 {
 	ioapic_route(4, VECTOR_SERIAL, false, false, lapic_id());
+	outb(0x3fc, 0x0b); /* OUT2 lets the interrupt out */
 	outb(0x3f9, 1);
 	print("IDLE\n");
 	while (serial_get() < 0)
@@ -227,7 +227,7 @@ static void hammer(unsigned cpu)
 {
 	uint64_t ecam = pci_ecam();
 
-	for (unsigned i = 0; i < 2000; i++) {
+	for (unsigned i = 0; i < 300; i++) {
 		CHECK(mmio_read32(ecam + (i & 31) * 0x8000) == mmio_read32(ecam + (i & 31) * 0x8000), "ECAM");
 		CHECK(inb(0x2f8) == 0xff, "port 0x2f8");
 		CHECK(mmio_read32(ecam) == 0x29c08086, "ECAM reads %x on processor %u", mmio_read32(ecam), cpu);
@@ -248,6 +248,6 @@ void test_smp(void)
 			CHECK(seen_ids[i] != seen_ids[j], "processors %u and %u have the same APIC id", i, j);
 	smp_run(hammer);
 	for (unsigned i = 1; i < n; i++)
-		CHECK(rounds[i] == 2000, "processor %u did %lu rounds", i, rounds[i]);
+		CHECK(rounds[i] == 300, "processor %u did %lu rounds", i, rounds[i]);
 	print("SMP %u\n", n);
 }

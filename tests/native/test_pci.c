@@ -42,7 +42,7 @@ void test_pci_scan(void)
 /* Writes everywhere, at random, in every width, but for what would take the ground from under the test. */
 void test_pci_garbage(void)
 {
-	uint64_t ecam = pci_ecam(), n = option_number("writes", 20000);
+	uint64_t ecam = pci_ecam(), n = option_number("writes", 4000);
 	unsigned devices[32], count = 0;
 
 	for (unsigned slot = 1; slot < 32; slot++)
@@ -192,7 +192,7 @@ void test_pci_msix(void)
 	provoke(&v);
 	CHECK(WAIT_FOR(1000000, *got == 4), "entry 0 written by 64 bits does not deliver");
 	/* Garbage in the table is the guest's own loss. */
-	for (unsigned i = 0; i < 2000; i++)
+	for (unsigned i = 0; i < 500; i++)
 		mmio_write32(m->table + (random_next() % (m->vectors * 4)) * 4, (uint32_t)random_next() | 0x100);
 	for (unsigned i = 0; i < m->vectors; i++) {
 		msix_mask(m, i, true);
@@ -206,11 +206,18 @@ void test_pci_msix(void)
 }
 
 static struct virtio *intx_device;
-static volatile uint32_t intx_isr;
+static volatile uint32_t intx_count, intx_isr;
 
+/*
+ * Counts what the device asked for. One for nothing is allowed, as it is on any shared line; KVM that runs without
+ * hardware virtualisation has been seen to deliver a level-triggered interrupt twice.
+ */
 static void intx_interrupt(void)
 {
-	intx_isr |= mmio_read8(intx_device->isr); /* reading takes the line down */
+	uint8_t isr = mmio_read8(intx_device->isr); /* reading takes the line down */
+
+	intx_isr |= isr;
+	intx_count += isr != 0;
 }
 
 void test_pci_intx(void)
@@ -227,8 +234,7 @@ void test_pci_intx(void)
 	irq_on();
 	for (unsigned i = 1; i <= 5; i++) {
 		provoke(&v);
-		CHECK(WAIT_FOR(1000000, interrupts[VECTOR_PIN] == i), "%u line interrupts for %u requests",
-		      interrupts[VECTOR_PIN], i);
+		CHECK(WAIT_FOR(1000000, intx_count == i), "%u line interrupts for %u requests", intx_count, i);
 		CHECK(intx_isr == 1, "ISR %x", intx_isr);
 	}
 	/* The command register can silence it; what waits is delivered when it may speak again. */
@@ -236,10 +242,10 @@ void test_pci_intx(void)
 	pci_write(v.slot, PCI_COMMAND, 2, command | PCI_INTX_OFF);
 	provoke(&v);
 	wait_us(20000);
-	CHECK(interrupts[VECTOR_PIN] == 5, "a disabled line interrupts");
+	CHECK(intx_count == 5, "a disabled line interrupts");
 	CHECK(pci_read(v.slot, 6, 2) & 8, "the status register does not show the waiting interrupt");
 	pci_write(v.slot, PCI_COMMAND, 2, command);
-	CHECK(WAIT_FOR(1000000, interrupts[VECTOR_PIN] == 6), "the enabled line does not deliver");
+	CHECK(WAIT_FOR(1000000, intx_count == 6), "the enabled line does not deliver");
 	irq_off();
 	virtio_reset(&v);
 	ioapic_mask(pin);
@@ -248,15 +254,16 @@ void test_pci_intx(void)
 void test_rng(void)
 {
 	static struct virtio v;
-	uint8_t *a = alloc(4096, 1), *b = alloc(4096, 1);
+	uint8_t *a = alloc(4096, PAGE), *b = alloc(4096, PAGE);
 	uint32_t got = 0, total = 0;
 
 	CHECK(virtio_find(&v, 4, 0), "no entropy device");
 	virtio_setup(&v, 1ull << VIRTIO_F_INDIRECT | 1ull << VIRTIO_F_EVENT_IDX, 1, true, lapic_id());
 	irq_on();
-	for (uint8_t *to = a; to; to = to == a ? b : NULL) {
+	for (unsigned round = 0; round < 2; round++) {
+		uint8_t *to = round ? b : a;
 		const struct segment segs[] = {{to, 100, true}, {to + 100, 3996, true}};
-		CHECK(virtq_add(&v.queue[0], segs, 2, to, to == b), "the queue is full");
+		CHECK(virtq_add(&v.queue[0], segs, 2, to, round == 1), "the queue is full");
 		virtq_kick(&v.queue[0]);
 		CHECK(virtq_wait(&v.queue[0], &got, 5000000) == to, "no entropy comes");
 		CHECK(got > 0 && got <= 4096, "%u bytes of 4096", got);

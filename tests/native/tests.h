@@ -12,7 +12,6 @@ void test_button(void);
 void test_reset(void);
 void test_poweroff(void);
 void test_smp(void);
-void test_triple(void);
 void test_idle(void);
 /* test_serial.c */
 void test_serial_echo(void);
@@ -42,10 +41,18 @@ void test_dirty(void);
 #define SECTOR 512u
 enum { BLK_IN = 0, BLK_OUT = 1, BLK_FLUSH = 4, BLK_GET_ID = 8, BLK_DISCARD = 11, BLK_ZEROES = 13 };
 enum { BLK_OK = 0, BLK_IOERR = 1, BLK_UNSUPP = 2 };
-enum { BLK_F_RO = 5, BLK_F_SIZE_MAX = 1, BLK_F_SEG_MAX = 2, BLK_F_FLUSH = 9, BLK_F_MQ = 12, BLK_F_DISCARD = 13, BLK_F_ZEROES = 14 };
+enum {
+	BLK_F_RO = 5,
+	BLK_F_SIZE_MAX = 1,
+	BLK_F_SEG_MAX = 2,
+	BLK_F_FLUSH = 9,
+	BLK_F_MQ = 12,
+	BLK_F_DISCARD = 13,
+	BLK_F_ZEROES = 14
+};
 #define BLK_WANTED                                                                                                     \
-	(1ull << BLK_F_SEG_MAX | 1ull << BLK_F_FLUSH | 1ull << BLK_F_MQ | 1ull << BLK_F_DISCARD | 1ull << BLK_F_ZEROES |  \
-	 1ull << VIRTIO_F_INDIRECT | 1ull << VIRTIO_F_EVENT_IDX | 1ull << BLK_F_RO)
+	(1ull << BLK_F_SEG_MAX | 1ull << BLK_F_FLUSH | 1ull << BLK_F_MQ | 1ull << BLK_F_DISCARD |                      \
+	 1ull << BLK_F_ZEROES | 1ull << VIRTIO_F_INDIRECT | 1ull << VIRTIO_F_EVENT_IDX | 1ull << BLK_F_RO)
 
 struct blk_request {
 	struct {
@@ -67,8 +74,13 @@ bool blk_submit(struct virtio *v, unsigned queue, struct blk_request *r, unsigne
 /* One request from submission to completion; its status. */
 uint8_t blk_do(struct virtio *v, unsigned queue, uint32_t type, uint64_t sector, void *data, uint32_t len);
 
-/* What a sector holds: every word differs by sector, place and @version. tests/native/disk.py makes the same. */
+/*
+ * What a sector holds: its number, @version, and 62 words of a fixed random sequence from a place that both choose.
+ * pattern.py makes the same.
+ */
 void pattern_fill(void *data, uint64_t sector, uint32_t sectors, uint64_t version);
+/* Makes sure that what was not read is not taken for it. */
+void pattern_spoil(void *data, uint32_t sectors);
 /* The index of the first wrong sector, or @sectors. */
 uint32_t pattern_check(const void *data, uint64_t sector, uint32_t sectors, uint64_t version);
 

@@ -226,22 +226,25 @@ static void in_event(void *self, int fd, uint32_t events)
 	pump_in(self);
 }
 
-/* Takes what there is room for. Returns false when the input has ended. */
+/*
+ * Takes what there is room for, until a read gives less than that: for files, which always give all they have, that is
+ * the end. Returns false when the input has ended.
+ */
 static bool take_input(struct serial *serial)
 {
 	uint8_t bytes[SERIAL_FIFO];
-	size_t room = rx_room(serial);
 
-	if (room == 0)
-		return true;
-	ssize_t n = stream_read(&serial->in, bytes, room);
-	if (n < 0)
-		return errno == EAGAIN || errno == EINTR;
-	for (ssize_t i = 0; i < n; i++)
-		if (!serial->filter || !serial->filter(serial->filter_arg, bytes[i]))
-			receive(serial, bytes[i]);
-	update_line(serial);
-	return n > 0;
+	for (size_t room = rx_room(serial); room > 0; room = rx_room(serial)) {
+		ssize_t n = stream_read(&serial->in, bytes, room);
+		if (n < 0)
+			return errno == EAGAIN || errno == EINTR;
+		for (ssize_t i = 0; i < n; i++)
+			if (!serial->filter || !serial->filter(serial->filter_arg, bytes[i]))
+				receive(serial, bytes[i]);
+		if ((size_t)n < room)
+			return n > 0 && !serial->in.is_file;
+	}
+	return true;
 }
 
 /* On the loop's thread, without the lock: fills the FIFO, then waits for more, or rests when there is no room. */
@@ -253,20 +256,17 @@ static void pump_in(void *self)
 	pthread_mutex_lock(&serial->lock);
 	if (!take_input(serial))
 		serial->in.fd = -1;
-	bool wait = rx_room(serial) > 0 && !serial->in_always;
-	if (!wait) {
+	update_line(serial);
+	if (rx_room(serial) == 0) {
 		loop_remove(serial->in_source);
 		serial->in_source = NULL;
 	} else if (!serial->in_source) {
 		err = loop_add_fd(serial->loop, serial->in.fd, EPOLLIN, in_event, serial, &serial->in_source);
-		serial->in_always = err && error_errno(err) == EPERM; /* epoll refuses what is always ready */
-		if (serial->in_always)
-			loop_post(serial->loop, pump_in, serial);
-		else if (err)
+		if (err)
 			serial->in.fd = -1;
 	}
 	pthread_mutex_unlock(&serial->lock);
-	if (err && error_errno(err) != EPERM)
+	if (err)
 		log_warn("serial port on GSI %u: its input is ignored: %s", serial->gsi, error_text(err));
 	error_free(err);
 }

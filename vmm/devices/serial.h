@@ -30,7 +30,6 @@ struct serial {
 	struct stream in, out;                      /* descriptor -1: none, or gone */
 	int own_fd;                                 /* that of out, when it had to be duplicated; else -1 */
 	struct loop_source *in_source, *out_source; /* the loop thread's: NULL while there is nothing to wait for */
-	bool in_always; /* the input is always ready (a file, /dev/null): it cannot be waited for */
 	bool paused;
 	/* Looks at each byte that comes in before the guest does; true: it is not for the guest. NULL: all are. */
 	bool (*filter)(void *arg, uint8_t byte);

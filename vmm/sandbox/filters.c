@@ -152,7 +152,7 @@ static const struct {
 	unsigned threads;
 } ioctls[] = {
 	/* The VM: interrupts, doorbells and their routes change whenever a guest moves a BAR or writes MSI-X. */
-	{KVM_IRQ_LINE, MAIN | VCPU},
+	{KVM_IRQ_LINE, ALL}, /* I/O threads: the pin of a device whose guest does without MSI-X */
 	{KVM_IRQ_LINE_STATUS, MAIN | VCPU},
 	{KVM_IRQFD, MAIN | VCPU},
 	{KVM_IOEVENTFD, MAIN | VCPU},

@@ -1,6 +1,8 @@
 /*
  * The library of the test guests: what a program on bare x86-64 needs to drive the devices of a virtual machine. One
  * guest is one program; memory is mapped one to one, so a pointer is a physical address. No SSE, no heap to free.
+ * Where KVM itself runs on a hypervisor without hardware virtualisation, a guest is interpreted at about a million
+ * instructions (or items of a string instruction) a second: nothing here may be generous with them.
  *
  * A test writes lines to the serial port that the Python side looks for: "TEST name ok" or "TEST name FAIL words".
  */
@@ -12,7 +14,7 @@
 #include <stdint.h>
 
 #define CPUS_MAX   64
-#define PAGE	   4096ull
+#define PAGE       4096ull
 #define COUNT(a)   (sizeof(a) / sizeof((a)[0]))
 #define ALL_ONES32 0xffffffffu
 
@@ -107,7 +109,8 @@ int memcmp(const void *a, const void *b, size_t n);
 size_t strlen(const char *s);
 int strcmp(const char *a, const char *b);
 
-/* Zeroed memory, never freed; @align is a power of two. alloc_high() takes it from above 4 GiB, NULL where none is. */
+/* Memory, never freed, with whatever was in it; @align is a power of two. alloc_high() takes it from above 4 GiB, NULL
+ * where none is. */
 void *alloc(size_t bytes, size_t align);
 void *alloc_high(size_t bytes, size_t align);
 /* Makes [addr, addr + len) reachable: for what lies above 4 GiB (BARs, RAM). Returns addr. */

@@ -26,7 +26,8 @@ void interrupt_handle(const struct frame *f)
 
 	if (f->vector < 32) {
 		__asm__ volatile("mov %%cr2, %0" : "=r"(cr2));
-		fail("exception %lu, error %lx, rip %lx, cr2 %lx, cpu %u", f->vector, f->error, f->rip, cr2, lapic_id());
+		fail("exception %lu, error %lx, rip %lx, cr2 %lx, cpu %u", f->vector, f->error, f->rip, cr2,
+		     lapic_id());
 	}
 	__atomic_fetch_add(&interrupts[f->vector], 1, __ATOMIC_SEQ_CST);
 	if (on_interrupt[f->vector])
@@ -68,7 +69,7 @@ void irq_load(void)
 	} pointer = {sizeof(idt) - 1, (uint64_t)idt};
 
 	__asm__ volatile("lidt %0" : : "m"(pointer));
-	lapic_write(0x80, 0);	  /* task priority: everything may come */
+	lapic_write(0x80, 0);     /* task priority: everything may come */
 	lapic_write(0xf0, 0x1ff); /* on; spurious ones to 0xff */
 }
 

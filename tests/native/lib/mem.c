@@ -9,16 +9,21 @@ static uint64_t low_next, high_next;
 void *memcpy(void *to, const void *from, size_t n)
 {
 	void *result = to;
+	size_t words = n / 8, rest = n % 8;
 
-	__asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
+	__asm__ volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(words) : : "memory");
+	__asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(rest) : : "memory");
 	return result;
 }
 
 void *memset(void *to, int c, size_t n)
 {
 	void *result = to;
+	size_t words = n / 8, rest = n % 8;
+	uint64_t value = (uint8_t)c * 0x0101010101010101u;
 
-	__asm__ volatile("rep stosb" : "+D"(to), "+c"(n) : "a"(c) : "memory");
+	__asm__ volatile("rep stosq" : "+D"(to), "+c"(words) : "a"(value) : "memory");
+	__asm__ volatile("rep stosb" : "+D"(to), "+c"(rest) : "a"(value) : "memory");
 	return result;
 }
 
@@ -55,7 +60,7 @@ static void *take(uint64_t *next, uint64_t end, size_t bytes, size_t align)
 	if (at + bytes > end)
 		return NULL;
 	*next = at + bytes;
-	return memset((void *)at, 0, bytes);
+	return (void *)at;
 }
 
 void *alloc(size_t bytes, size_t align)
@@ -85,7 +90,7 @@ uint64_t map(uint64_t addr, uint64_t len)
 	for (uint64_t at = addr & ~(large - 1); at < addr + len; at += large) {
 		uint64_t *slot = &boot_pdpt[at >> 30];
 		if (!*slot)
-			*slot = (uint64_t)alloc(PAGE, PAGE) | 3;
+			*slot = (uint64_t)memset(alloc(PAGE, PAGE), 0, PAGE) | 3;
 		((uint64_t *)(*slot & ~0xfffull))[at >> 21 & 511] = at | 0x83;
 	}
 	__asm__ volatile("mov %%cr3, %%rax; mov %%rax, %%cr3" ::: "rax", "memory");

@@ -2,7 +2,7 @@
 #include "pci.h"
 
 #define ADDRESS 0xcf8
-#define DATA	0xcfc
+#define DATA    0xcfc
 
 static uint16_t select(unsigned slot, unsigned offset)
 {

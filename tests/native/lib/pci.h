@@ -1,14 +1,14 @@
-/* PCI from the guest's side: configuration by ports or ECAM, BARs, capabilities, MSI-X. One function: a slot of bus 0. */
+/* PCI from the guest's side: configuration by ports or ECAM, BARs, capabilities, MSI-X. Slots are those of bus 0. */
 #ifndef GUEST_PCI_H
 #define GUEST_PCI_H
 
 #include "guest.h"
 
-#define PCI_COMMAND	0x04
-#define PCI_COMMAND_IO	1
+#define PCI_COMMAND     0x04
+#define PCI_COMMAND_IO  1
 #define PCI_COMMAND_MEM 2
-#define PCI_COMMAND_BM	4
-#define PCI_INTX_OFF	(1 << 10)
+#define PCI_COMMAND_BM  4
+#define PCI_INTX_OFF    (1 << 10)
 
 uint32_t pci_read(unsigned slot, unsigned offset, unsigned size);
 void pci_write(unsigned slot, unsigned offset, unsigned size, uint32_t value);

@@ -53,11 +53,12 @@ start_64:
 	lretq
 1:	mov	%rdi, %r8
 	mov	$_data_end, %edi
-	mov	$_end, %ecx
+	mov	$_bss_end, %ecx
 	sub	%edi, %ecx
+	shr	$3, %ecx		/* both ends are multiples of 16 */
 	xor	%eax, %eax
 	cld
-	rep stosb
+	rep stosq
 	mov	%r8, %rdi
 	call	guest_start
 2:	hlt
@@ -177,7 +178,7 @@ gdt_pointer:
 ap_next:
 	.long	1			/* the index of the next processor to come up */
 
-	.bss
+	.section .stacks, "aw", @nobits	/* not cleared: that would take as long as the rest of the start */
 	.align	16
 	.skip	65536
 stack_top:

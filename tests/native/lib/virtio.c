@@ -130,7 +130,8 @@ void virtio_setup(struct virtio *v, uint64_t wanted, unsigned queues, bool use_m
 	negotiate(v, wanted);
 	v->queues = queues < virtio_queue_count(v) ? queues : virtio_queue_count(v);
 	v->use_msix = use_msix;
-	CHECK(v->queues <= VIRTIO_QUEUES, "%u queues are too many for this driver", v->queues);
+	CHECK(v->queues >= 1 && v->queues <= VIRTIO_QUEUES, "%u queues: this driver has 1 to %d", v->queues,
+	      VIRTIO_QUEUES);
 	if (use_msix) {
 		CHECK(v->msix.vectors > v->queues, "%u vectors for %u queues", v->msix.vectors, v->queues);
 		msix_enable(&v->msix, true, false);

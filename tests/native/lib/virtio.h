@@ -7,15 +7,15 @@
 
 #include "pci.h"
 
-#define VIRTIO_VENDOR	    0x1af4
-#define VIRTIO_NEEDS_RESET  0x40
-#define VIRTIO_QUEUE_MAX    256
-#define VIRTIO_QUEUES	    16
-#define VIRTIO_F_INDIRECT   28
-#define VIRTIO_F_EVENT_IDX  29
-#define VIRTIO_F_VERSION_1  32
-#define VIRTIO_DESC_NEXT    1
-#define VIRTIO_DESC_WRITE   2
+#define VIRTIO_VENDOR        0x1af4
+#define VIRTIO_NEEDS_RESET   0x40
+#define VIRTIO_QUEUE_MAX     64 /* fewer than devices offer: a driver may */
+#define VIRTIO_QUEUES        16
+#define VIRTIO_F_INDIRECT    28
+#define VIRTIO_F_EVENT_IDX   29
+#define VIRTIO_F_VERSION_1   32
+#define VIRTIO_DESC_NEXT     1
+#define VIRTIO_DESC_WRITE    2
 #define VIRTIO_DESC_INDIRECT 4
 
 struct virtq_desc {
