@@ -257,21 +257,21 @@ static void write_seeds(const char *dir)
 {
 	write_seed(dir, "empty");
 	machine = (struct machine){
-	    .flag = true,
-	    .u8 = 1,
-	    .u16 = 2,
-	    .u32 = 3,
-	    .u64 = 4,
-	    .bytes = {1, 2, 3, 4, 5},
-	    .blob = {6, 7},
-	    .blob_len = 2,
-	    .text = "text",
-	    .array = {{.a = 1, .tags = {1}, .tag_count = 1}, {.a = 2, .tags = {2, 3}, .tag_count = 2}},
-	    .list = {{.a = 3}, {.a = 4, .tags = {5, 6, 7}, .tag_count = 3}},
-	    .list_count = 2,
-	    .has_extra = true,
-	    .extra = 5,
-	    .required = 6,
+		.flag = true,
+		.u8 = 1,
+		.u16 = 2,
+		.u32 = 3,
+		.u64 = 4,
+		.bytes = {1, 2, 3, 4, 5},
+		.blob = {6, 7},
+		.blob_len = 2,
+		.text = "text",
+		.array = {{.a = 1, .tags = {1}, .tag_count = 1}, {.a = 2, .tags = {2, 3}, .tag_count = 2}},
+		.list = {{.a = 3}, {.a = 4, .tags = {5, 6, 7}, .tag_count = 3}},
+		.list_count = 2,
+		.has_extra = true,
+		.extra = 5,
+		.required = 6,
 	};
 	memset(machine.ram + RAM_BYTES - 8, 9, 8);
 	write_seed(dir, "full");

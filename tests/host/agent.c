@@ -388,11 +388,11 @@ static void serve(const char *token)
 	start(&command, &process);
 	for (;;) {
 		struct pollfd fds[] = {
-		    {.fd = client, .events = POLLIN},
-		    {.fd = process.ended, .events = POLLIN},
-		    {.fd = process.out, .events = POLLIN},
-		    {.fd = process.err, .events = POLLIN},
-		    {.fd = process.pending_len > 0 ? process.in : -1, .events = POLLOUT},
+			{.fd = client, .events = POLLIN},
+			{.fd = process.ended, .events = POLLIN},
+			{.fd = process.out, .events = POLLIN},
+			{.fd = process.err, .events = POLLIN},
+			{.fd = process.pending_len > 0 ? process.in : -1, .events = POLLOUT},
 		};
 		if (poll(fds, sizeof(fds) / sizeof(fds[0]), -1) < 0 && errno != EINTR)
 			give_up();
@@ -421,9 +421,9 @@ static int listen_for_clients(void)
 {
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	struct sockaddr_in address = {
-	    .sin_family = AF_INET,
-	    .sin_port = htons(PORT),
-	    .sin_addr.s_addr = htonl(INADDR_ANY),
+		.sin_family = AF_INET,
+		.sin_port = htons(PORT),
+		.sin_addr.s_addr = htonl(INADDR_ANY),
 	};
 
 	if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 128) < 0) {

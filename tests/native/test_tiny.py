@@ -89,6 +89,7 @@ def test_pause(tiny: Start) -> None:
     for _ in range(5):
         vm.call("pause")
         assert vm.state() == "paused"
+        time.sleep(0.1)  # what it wrote before may still be on its way to us
         seen = vm.output
         time.sleep(0.3)
         assert vm.output == seen

@@ -83,7 +83,7 @@ struct [[gnu::packed]] fadt {
 	uint8_t minor;
 	uint64_t x_facs, x_dsdt;
 	struct gas x_pm1a_event, x_pm1b_event, x_pm1a_control, x_pm1b_control, x_pm2_control, x_pm_timer, x_gpe0,
-	    x_gpe1;
+		x_gpe1;
 	struct gas sleep_control, sleep_status;
 	uint64_t hypervisor;
 };
@@ -258,33 +258,33 @@ static struct gas port(uint32_t address, uint8_t bits, uint8_t access)
 static uint32_t put_fadt(struct acpi_block *b, uint32_t facs, uint32_t dsdt)
 {
 	struct fadt t = {
-	    .header.revision = 6,
-	    .minor = 5,
-	    .facs = facs,
-	    .dsdt = dsdt,
-	    .x_dsdt = dsdt,
-	    .pm_profile = PROFILE_ENTERPRISE_SERVER,
-	    .sci = PM_SCI_GSI,
-	    /* No SMI command port: the machine is in ACPI mode from power-on. */
-	    .pm1a_event = PM_BASE,
-	    .pm1_event_len = 4,
-	    .pm1a_control = PM_BASE + PM_CONTROL,
-	    .pm1_control_len = 2,
-	    .pm_timer = PM_BASE + PM_TIMER,
-	    .pm_timer_len = 4,
-	    .gpe0 = PM_BASE + PM_GPE0,
-	    .gpe0_len = PM_GPE0_BYTES,
-	    .x_pm1a_event = port(PM_BASE, 32, GAS_WORD),
-	    .x_pm1a_control = port(PM_BASE + PM_CONTROL, 16, GAS_WORD),
-	    .x_pm_timer = port(PM_BASE + PM_TIMER, 32, GAS_DWORD),
-	    .x_gpe0 = port(PM_BASE + PM_GPE0, PM_GPE0_BYTES * 8, GAS_BYTE),
-	    .c2_latency = LATENCY_NO_C2,
-	    .c3_latency = LATENCY_NO_C3,
-	    .century = RTC_CENTURY,
-	    .iapc_boot_arch = ARCH_LEGACY_DEVICES | ARCH_NO_VGA,
-	    .flags = FADT_WBINVD | FADT_PROC_C1 | FADT_NO_SLEEP_BUTTON | FADT_RTC_NOT_FIXED | FADT_RESET_REGISTER,
-	    .reset = port(RESET_PORT, 8, GAS_BYTE),
-	    .reset_value = RESET_VALUE,
+		.header.revision = 6,
+		.minor = 5,
+		.facs = facs,
+		.dsdt = dsdt,
+		.x_dsdt = dsdt,
+		.pm_profile = PROFILE_ENTERPRISE_SERVER,
+		.sci = PM_SCI_GSI,
+		/* No SMI command port: the machine is in ACPI mode from power-on. */
+		.pm1a_event = PM_BASE,
+		.pm1_event_len = 4,
+		.pm1a_control = PM_BASE + PM_CONTROL,
+		.pm1_control_len = 2,
+		.pm_timer = PM_BASE + PM_TIMER,
+		.pm_timer_len = 4,
+		.gpe0 = PM_BASE + PM_GPE0,
+		.gpe0_len = PM_GPE0_BYTES,
+		.x_pm1a_event = port(PM_BASE, 32, GAS_WORD),
+		.x_pm1a_control = port(PM_BASE + PM_CONTROL, 16, GAS_WORD),
+		.x_pm_timer = port(PM_BASE + PM_TIMER, 32, GAS_DWORD),
+		.x_gpe0 = port(PM_BASE + PM_GPE0, PM_GPE0_BYTES * 8, GAS_BYTE),
+		.c2_latency = LATENCY_NO_C2,
+		.c3_latency = LATENCY_NO_C3,
+		.century = RTC_CENTURY,
+		.iapc_boot_arch = ARCH_LEGACY_DEVICES | ARCH_NO_VGA,
+		.flags = FADT_WBINVD | FADT_PROC_C1 | FADT_NO_SLEEP_BUTTON | FADT_RTC_NOT_FIXED | FADT_RESET_REGISTER,
+		.reset = port(RESET_PORT, 8, GAS_BYTE),
+		.reset_value = RESET_VALUE,
 	};
 
 	uint32_t at = put_table(b, &t.header, "FACP", sizeof(t));
@@ -329,10 +329,10 @@ static uint32_t put_madt(struct acpi_block *b, unsigned vcpus)
 static uint32_t put_mcfg(struct acpi_block *b, uint64_t ecam)
 {
 	struct mcfg t = {
-	    .header.revision = 1,
-	    .base = ecam,
-	    .first_bus = 0,
-	    .last_bus = PCI_BUSES - 1,
+		.header.revision = 1,
+		.base = ecam,
+		.first_bus = 0,
+		.last_bus = PCI_BUSES - 1,
 	};
 
 	return put_table(b, &t.header, "MCFG", sizeof(t));
@@ -349,12 +349,12 @@ static struct name_qword named(const char *name, uint64_t value)
 static uint32_t put_ssdt(struct acpi_block *b, const struct acpi_config *config)
 {
 	struct ssdt t = {
-	    .header.revision = 2,
-	    .m64b = named("M64B", config->mmio64_base),
-	    .m64l = named("M64L", config->mmio64_bytes),
-	    .m32b = named("M32B", config->mmio32_base),
-	    .m32l = named("M32L", config->mmio32_bytes),
-	    .ecam = named("ECAM", config->ecam_base),
+		.header.revision = 2,
+		.m64b = named("M64B", config->mmio64_base),
+		.m64l = named("M64L", config->mmio64_bytes),
+		.m32b = named("M32B", config->mmio32_base),
+		.m32l = named("M32L", config->mmio32_bytes),
+		.ecam = named("ECAM", config->ecam_base),
 	};
 
 	return put_table(b, &t.header, "SSDT", sizeof(t));
@@ -375,11 +375,11 @@ static uint32_t put_xsdt(struct acpi_block *b, const uint32_t table[XSDT_TABLES]
 static uint32_t put_rsdp(struct acpi_block *b, uint32_t xsdt)
 {
 	struct rsdp t = {
-	    .signature = {'R', 'S', 'D', ' ', 'P', 'T', 'R', ' '},
-	    .oem_id = {'G', 'L', 'I', 'N', 'T', ' '},
-	    .revision = 2,
-	    .length = sizeof(t),
-	    .xsdt = xsdt,
+		.signature = {'R', 'S', 'D', ' ', 'P', 'T', 'R', ' '},
+		.oem_id = {'G', 'L', 'I', 'N', 'T', ' '},
+		.revision = 2,
+		.length = sizeof(t),
+		.xsdt = xsdt,
 	};
 
 	uint32_t at = put(b, &t, sizeof(t));
@@ -424,12 +424,12 @@ static void link_at(struct acpi_block *b, uint64_t gpa)
 struct error *acpi_build(struct memory *mem, const struct boot_config *boot, uint64_t *rsdp)
 {
 	const struct acpi_config config = {
-	    .vcpus = boot->vcpus,
-	    .ecam_base = PCI_ECAM_BASE,
-	    .mmio32_base = PCI_MMIO32_BASE,
-	    .mmio32_bytes = PCI_MMIO32_END - PCI_MMIO32_BASE,
-	    .mmio64_base = boot->mmio64_base,
-	    .mmio64_bytes = PCI_MMIO64_BYTES,
+		.vcpus = boot->vcpus,
+		.ecam_base = PCI_ECAM_BASE,
+		.mmio32_base = PCI_MMIO32_BASE,
+		.mmio32_bytes = PCI_MMIO32_END - PCI_MMIO32_BASE,
+		.mmio64_base = boot->mmio64_base,
+		.mmio64_bytes = PCI_MMIO64_BYTES,
 	};
 	cleanup_free struct acpi_block *b = malloc(sizeof(*b));
 	uint8_t *area = memory_at(mem, LOW_ACPI, ACPI_BYTES);

@@ -8,15 +8,15 @@
 
 #include <stdint.h>
 
-#define ACPI_BYTES	   0x20000u
+#define ACPI_BYTES         0x20000u
 #define ACPI_POINTERS_MAX  16
 #define ACPI_CHECKSUMS_MAX 16
 
 /* What the tables depend on. */
 struct acpi_config {
-	unsigned vcpus;		/* 1..256; their APIC ids are 0..vcpus - 1 */
-	uint64_t ecam_base;	/* where PCI's configuration space is */
-	uint64_t mmio32_base;	/* PCI's windows */
+	unsigned vcpus;       /* 1..256; their APIC ids are 0..vcpus - 1 */
+	uint64_t ecam_base;   /* where PCI's configuration space is */
+	uint64_t mmio32_base; /* PCI's windows */
 	uint64_t mmio32_bytes;
 	uint64_t mmio64_base;
 	uint64_t mmio64_bytes;

@@ -278,10 +278,10 @@ static void check_windows(const char *dir)
 {
 	cleanup_free char *out = run(dir, "acpiexec -b 'resources \\_SB.PCI0' DSDT.aml SSDT.aml </dev/null");
 	static const uint64_t expected[][2] = {
-	    {0, PCI_BUSES - 1},
-	    {0x6000, PCI_IO_END - 1}, /* firmware assigns from all of it, pci_add() from PCI_IO_BASE on */
-	    {PCI_MMIO32_BASE, PCI_MMIO32_END - 1},
-	    {WINDOW_BASE, WINDOW_BASE + PCI_MMIO64_BYTES - 1},
+		{0, PCI_BUSES - 1},
+		{0x6000, PCI_IO_END - 1}, /* firmware assigns from all of it, pci_add() from PCI_IO_BASE on */
+		{PCI_MMIO32_BASE, PCI_MMIO32_END - 1},
+		{WINDOW_BASE, WINDOW_BASE + PCI_MMIO64_BYTES - 1},
 	};
 	const char *at = out;
 
@@ -324,12 +324,12 @@ static void test_reference(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test_setup_teardown(test_fadt, setup, teardown),
-	    cmocka_unit_test_setup_teardown(test_madt, setup, teardown),
-	    cmocka_unit_test_setup_teardown(test_mcfg, setup, teardown),
-	    cmocka_unit_test_setup_teardown(test_deterministic, setup, teardown),
-	    cmocka_unit_test_setup_teardown(test_refused, setup, teardown),
-	    cmocka_unit_test_setup_teardown(test_reference, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_fadt, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_madt, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_mcfg, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_deterministic, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_refused, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_reference, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -114,8 +114,8 @@ static void put_gdt(struct memory *mem, struct boot_entry *entry)
 	const uint64_t code32 = 0x00CF9B000000FFFFull; /* D */
 	const uint64_t data = 0x00CF93000000FFFFull;
 	const uint64_t gdt[4] = {
-	    [BOOT_SELECTOR_CODE / 8] = entry->long_mode ? code64 : code32,
-	    [BOOT_SELECTOR_DATA / 8] = data,
+		[BOOT_SELECTOR_CODE / 8] = entry->long_mode ? code64 : code32,
+		[BOOT_SELECTOR_DATA / 8] = data,
 	};
 
 	memcpy(memory_at(mem, LOW_GDT, sizeof(gdt)), gdt, sizeof(gdt));

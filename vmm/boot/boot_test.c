@@ -62,13 +62,13 @@ static int file_of(const void *data, size_t len)
 static struct error *load_fd(int kernel, int initrd, const char *cmdline, struct boot_entry *entry)
 {
 	const struct boot_config config = {
-	    .kernel_fd = kernel,
-	    .kernel_name = "KERNEL",
-	    .initrd_fd = initrd,
-	    .initrd_name = "INITRD",
-	    .cmdline = cmdline,
-	    .vcpus = 2,
-	    .mmio64_base = 8 * GIB,
+		.kernel_fd = kernel,
+		.kernel_name = "KERNEL",
+		.initrd_fd = initrd,
+		.initrd_name = "INITRD",
+		.cmdline = cmdline,
+		.vcpus = 2,
+		.mmio64_base = 8 * GIB,
 	};
 
 	return boot_load(&mem, &config, entry);
@@ -100,19 +100,19 @@ static struct setup_header *make_bzimage(uint8_t image[IMAGE_BYTES])
 	for (unsigned i = 0; i < IMAGE_BYTES; i++)
 		image[i] = (uint8_t)(i * 7 + i / 256);
 	*hdr = (struct setup_header){
-	    .setup_sects = 1,
-	    .boot_flag = 0xAA55,
-	    .jump = 0x66EB, /* the header ends at 0x202 + 0x66 */
-	    .header = 0x53726448,
-	    .version = 0x020F,
-	    .loadflags = LOADED_HIGH,
-	    .initrd_addr_max = 0x7FFFFFFF,
-	    .kernel_alignment = 0x1000,
-	    .relocatable_kernel = 1,
-	    .xloadflags = XLF_KERNEL_64,
-	    .cmdline_size = 100,
-	    .pref_address = 0x100000,
-	    .init_size = 0x10000,
+		.setup_sects = 1,
+		.boot_flag = 0xAA55,
+		.jump = 0x66EB, /* the header ends at 0x202 + 0x66 */
+		.header = 0x53726448,
+		.version = 0x020F,
+		.loadflags = LOADED_HIGH,
+		.initrd_addr_max = 0x7FFFFFFF,
+		.kernel_alignment = 0x1000,
+		.relocatable_kernel = 1,
+		.xloadflags = XLF_KERNEL_64,
+		.cmdline_size = 100,
+		.pref_address = 0x100000,
+		.init_size = 0x10000,
 	};
 	return hdr;
 }
@@ -198,7 +198,7 @@ static void test_stock_kernel(void **state)
 	assert_memory_equal(memory_at(&mem, p->hdr.ramdisk_image, p->hdr.ramdisk_size), initrd, p->hdr.ramdisk_size);
 
 	const struct boot_e820_entry expected[] = {
-	    {0, 0xA0000, 1}, {0xE0000, 0x20000, 3}, {MIB, 2 * GIB - MIB, 1}, {4 * GIB, GIB, 1}};
+		{0, 0xA0000, 1}, {0xE0000, 0x20000, 3}, {MIB, 2 * GIB - MIB, 1}, {4 * GIB, GIB, 1}};
 	assert_int_equal(p->e820_entries, ARRAY_SIZE(expected));
 	assert_memory_equal(p->e820_table, expected, sizeof(expected));
 	munmap(file, size);
@@ -353,14 +353,14 @@ static void test_not_a_kernel(void **state)
 		int fd;
 		const char *words;
 	} cases[] = {
-	    {dir, "load the kernel: KERNEL: Is a directory"},
-	    {null, "load the kernel: KERNEL is not a regular file: Invalid argument"},
-	    {empty, "load the kernel: KERNEL is empty: Invalid argument"},
-	    {write_only, "load the kernel: read KERNEL at 0: Bad file descriptor"},
-	    {-1, "load the kernel: KERNEL: Bad file descriptor"},
-	    {huge,
-	     "load the kernel: KERNEL: the kernel needs memory up to 8796093022209 MiB to start; there are 64 MiB "
-	     "below 4 GiB: Cannot allocate memory"},
+		{dir, "load the kernel: KERNEL: Is a directory"},
+		{null, "load the kernel: KERNEL is not a regular file: Invalid argument"},
+		{empty, "load the kernel: KERNEL is empty: Invalid argument"},
+		{write_only, "load the kernel: read KERNEL at 0: Bad file descriptor"},
+		{-1, "load the kernel: KERNEL: Bad file descriptor"},
+		{huge,
+		 "load the kernel: KERNEL: the kernel needs memory up to 8796093022209 MiB to start; there are 64 MiB "
+		 "below 4 GiB: Cannot allocate memory"},
 	};
 	for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
 		struct boot_entry entry;
@@ -432,28 +432,28 @@ struct elf_image {
 static void make_elf(struct elf_image *image)
 {
 	*image = (struct elf_image){
-	    .header = {.e_ident = {0x7F, 'E', 'L', 'F', ELFCLASS64, ELFDATA2LSB, EV_CURRENT},
-		       .e_type = ET_EXEC,
-		       .e_machine = EM_X86_64,
-		       .e_phoff = offsetof(struct elf_image, segment),
-		       .e_phentsize = sizeof(Elf64_Phdr),
-		       .e_phnum = 3},
-	    .segment = {{.p_type = PT_LOAD,
-			 .p_paddr = 0x200000,
-			 .p_vaddr = 0xFFFFFFFF80200000,
-			 .p_offset = offsetof(struct elf_image, contents),
-			 .p_filesz = 0x800,
-			 .p_memsz = 0x2000},
-			{.p_type = PT_LOAD, .p_paddr = 0x300000, .p_offset = UINT64_MAX, .p_memsz = 0x1000},
-			{.p_type = PT_NOTE,
-			 .p_offset = offsetof(struct elf_image, note),
-			 .p_filesz = sizeof(image->note),
-			 .p_align = 4}},
-	    .note = {.other = {4, 5, 18},
-		     .other_name = "GNU",
-		     .entry = {4, 8, 18},
-		     .entry_name = "Xen",
-		     .entry_desc = 0x200010},
+		.header = {.e_ident = {0x7F, 'E', 'L', 'F', ELFCLASS64, ELFDATA2LSB, EV_CURRENT},
+			   .e_type = ET_EXEC,
+			   .e_machine = EM_X86_64,
+			   .e_phoff = offsetof(struct elf_image, segment),
+			   .e_phentsize = sizeof(Elf64_Phdr),
+			   .e_phnum = 3},
+		.segment = {{.p_type = PT_LOAD,
+			     .p_paddr = 0x200000,
+			     .p_vaddr = 0xFFFFFFFF80200000,
+			     .p_offset = offsetof(struct elf_image, contents),
+			     .p_filesz = 0x800,
+			     .p_memsz = 0x2000},
+			    {.p_type = PT_LOAD, .p_paddr = 0x300000, .p_offset = UINT64_MAX, .p_memsz = 0x1000},
+			    {.p_type = PT_NOTE,
+			     .p_offset = offsetof(struct elf_image, note),
+			     .p_filesz = sizeof(image->note),
+			     .p_align = 4}},
+		.note = {.other = {4, 5, 18},
+			 .other_name = "GNU",
+			 .entry = {4, 8, 18},
+			 .entry_name = "Xen",
+			 .entry_desc = 0x200010},
 	};
 	for (unsigned i = 0; i < sizeof(image->contents); i++)
 		image->contents[i] = (uint8_t)(i * 13 + 1);
@@ -564,15 +564,15 @@ static void test_pvh_hostile(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test_setup_teardown(test_stock_kernel, setup, teardown),
-	    cmocka_unit_test_setup_teardown(test_bzimage_placement, setup, teardown),
-	    cmocka_unit_test_setup_teardown(test_bzimage_hostile, setup, teardown),
-	    cmocka_unit_test_setup_teardown(test_initrd, setup, teardown),
-	    cmocka_unit_test_setup_teardown(test_not_a_kernel, setup, teardown),
-	    cmocka_unit_test_setup_teardown(test_cmdline, setup, teardown),
-	    cmocka_unit_test_setup_teardown(test_small_machine, setup, teardown),
-	    cmocka_unit_test_setup_teardown(test_pvh, setup, teardown),
-	    cmocka_unit_test_setup_teardown(test_pvh_hostile, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_stock_kernel, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_bzimage_placement, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_bzimage_hostile, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_initrd, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_not_a_kernel, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_cmdline, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_small_machine, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_pvh, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_pvh_hostile, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -142,11 +142,11 @@ struct error *bzimage_load(struct memory *mem, const struct boot_config *config,
 			     hdr.xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G, &initrd));
 	put_params(mem, &hdr, &initrd, rsdp);
 	*entry = (struct boot_entry){
-	    .long_mode = true,
-	    .rip = load + ENTRY_64,
-	    .rsp = LOW_STACK_TOP,
-	    .rsi = LOW_PARAMS,
-	    .cr3 = put_page_tables(mem),
+		.long_mode = true,
+		.rip = load + ENTRY_64,
+		.rsp = LOW_STACK_TOP,
+		.rsi = LOW_PARAMS,
+		.cr3 = put_page_tables(mem),
 	};
 	return NULL;
 }

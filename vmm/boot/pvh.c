@@ -176,18 +176,18 @@ static void put_start_info(struct memory *mem, const struct boot_initrd *initrd,
 	unsigned n = boot_memory_map(mem, map);
 
 	*page = (struct start_page){
-	    .info =
-		{
-		    .magic = START_MAGIC,
-		    .version = START_VERSION,
-		    .modules = initrd->size > 0,
-		    .modlist = LOW_PARAMS + offsetof(struct start_page, module),
-		    .cmdline = LOW_CMDLINE,
-		    .rsdp = rsdp,
-		    .memmap = LOW_PARAMS + offsetof(struct start_page, memmap),
-		    .memmap_entries = n,
-		},
-	    .module = {.base = initrd->base, .size = initrd->size},
+		.info =
+			{
+				.magic = START_MAGIC,
+				.version = START_VERSION,
+				.modules = initrd->size > 0,
+				.modlist = LOW_PARAMS + offsetof(struct start_page, module),
+				.cmdline = LOW_CMDLINE,
+				.rsdp = rsdp,
+				.memmap = LOW_PARAMS + offsetof(struct start_page, memmap),
+				.memmap_entries = n,
+			},
+		.module = {.base = initrd->base, .size = initrd->size},
 	};
 	for (unsigned i = 0; i < n; i++)
 		page->memmap[i] = (struct start_memmap){map[i].base, map[i].size, map[i].type, 0};

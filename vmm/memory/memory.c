@@ -27,8 +27,8 @@ static void add_region(struct memory *mem, uint64_t gpa, uint64_t offset, uint64
 }
 
 /*
- * Maps @fd so that a guest address and its host address are equal modulo a huge page: only then can KVM map guest memory
- * by huge pages, and a kernel's first touch of its memory costs one fault in 512.
+ * Maps @fd so that a guest address and its host address are equal modulo a huge page: only then can KVM map guest
+ * memory by huge pages, and a kernel's first touch of its memory costs one fault in 512.
  */
 static void *map_aligned(int fd, uint64_t size)
 {

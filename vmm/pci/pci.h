@@ -29,13 +29,13 @@
 #define PCI_MSIX_MAX     2048
 
 /* Where BARs are put before the guest runs (machine contract glint-q35-1). */
-#define PCI_ECAM_BASE   0xE0000000ull
-#define PCI_ECAM_BYTES  0x10000000ull /* 256 buses of 1 MiB */
+#define PCI_ECAM_BASE  0xE0000000ull
+#define PCI_ECAM_BYTES 0x10000000ull /* 256 buses of 1 MiB */
 /*
  * Buses that ACPI tells the guest of: the root and room for hot-plug ports. Not 256: Linux asks for a device at every
  * slot of every bus it is told of (pcibios_fixup_peer_bridges), two exits each, 16,000 of them at each boot.
  */
-#define PCI_BUSES 16
+#define PCI_BUSES       16
 #define PCI_MMIO32_BASE 0xC0000000ull
 #define PCI_MMIO32_END  0xE0000000ull
 #define PCI_IO_BASE     0xC000ull
