@@ -431,7 +431,7 @@ struct error *acpi_build(struct memory *mem, const struct boot_config *boot, uin
 		.mmio64_base = boot->mmio64_base,
 		.mmio64_bytes = PCI_MMIO64_BYTES,
 	};
-	cleanup_free struct acpi_block *b = malloc(sizeof(*b));
+	cleanup_free struct acpi_block *b = calloc(1, sizeof(*b));
 	uint8_t *area = memory_at(mem, LOW_ACPI, ACPI_BYTES);
 
 	if (!area)
