@@ -53,13 +53,21 @@ def vmlinux() -> Path:
 
 
 class Guest:
-    def __init__(self, host: Host, *args: str | Path, kernel: Path | None = None, restore: str | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        *args: str | Path,
+        kernel: Path | None = None,
+        restore: str | None = None,
+        direct: bool = True,
+    ) -> None:
+        """direct: give it a kernel; without, @args must say what it boots."""
         self.host = host
         self.socket = f"/tmp/vm-{secrets.token_hex(4)}.sock"
         argv: list[str | Path] = [VMM, "--control", self.socket]
         if restore:
             argv += ["--restore", restore]
-        else:
+        elif direct:
             argv += ["--kernel", kernel or VMLINUZ, "--initrd", initrd(), "--cmdline", CMDLINE]
         self.process: Process = host.spawn([*map(str, argv), *map(str, args)])
 

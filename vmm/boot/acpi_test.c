@@ -79,6 +79,8 @@ static const uint8_t *find(uint64_t rsdp, const char *signature)
 {
 	const uint8_t *r = memory_at(&mem, rsdp, 36);
 
+	if (!r)
+		abort();
 	assert_memory_equal(r, "RSD PTR ", 8);
 	assert_int_equal(sum(r, 20), 0);
 	assert_int_equal(sum(r, 36), 0);
@@ -94,8 +96,8 @@ static const uint8_t *find(uint64_t rsdp, const char *signature)
 		return table_at(get(fadt, 140, 8));
 	if (fadt && strcmp(signature, "FACS") == 0)
 		return table_at(get(fadt, 36, 4));
-	fail_msg("there is no %s", signature);
-	return NULL;
+	print_error("there is no %s\n", signature);
+	abort();
 }
 
 static void test_fadt(void **state)
@@ -222,14 +224,17 @@ static char *run(const char *dir, const char *command)
 
 	assert_true(asprintf(&line, "cd '%s' && { %s; } 2>&1", dir, command) > 0);
 	FILE *pipe = popen(line, "r"); // NOLINT(cert-env33-c): a test, with a fixed command
-	assert_non_null(pipe);
 	FILE *to = open_memstream(&out, &len);
-	assert_non_null(to);
+	if (!pipe || !to)
+		abort();
 	for (int c; (c = fgetc(pipe)) != EOF;)
 		fputc(c, to);
 	fclose(to);
-	if (pclose(pipe) != 0)
-		fail_msg("%s: %s", command, out);
+	bool good = pclose(pipe) == 0;
+	if (!good || !out) {
+		print_error("%s: %s\n", command, out);
+		abort();
+	}
 	return out;
 }
 
@@ -279,7 +284,8 @@ static void check_windows(const char *dir)
 	cleanup_free char *out = run(dir, "acpiexec -b 'resources \\_SB.PCI0' DSDT.aml SSDT.aml </dev/null");
 	static const uint64_t expected[][2] = {
 		{0, PCI_BUSES - 1},
-		{0x6000, PCI_IO_END - 1}, /* firmware assigns from all of it, pci_add() from PCI_IO_BASE on */
+		{0, 0xCF7}, /* the LPC bridge and what is behind it, too */
+		{0xD00, PCI_IO_END - 1},
 		{PCI_MMIO32_BASE, PCI_MMIO32_END - 1},
 		{WINDOW_BASE, WINDOW_BASE + PCI_MMIO64_BYTES - 1},
 	};
@@ -291,7 +297,10 @@ static void check_windows(const char *dir)
 		/* The ports of the configuration mechanism are not a window. */
 		while (at && strncmp(at + strlen("Address Minimum : "), "0CF8", 4) == 0)
 			at = strstr(at + 1, "Address Minimum : ");
-		assert_non_null(at);
+		if (!at) {
+			print_error("there is no window %u\n", i);
+			abort();
+		}
 		assert_int_equal(sscanf(at, "Address Minimum : %llx Address Maximum : %llx", &min, &max), 2);
 		assert_int_equal(min, expected[i][0]);
 		assert_int_equal(max, expected[i][1]);

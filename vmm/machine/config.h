@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "vmm/firmware/firmware.h"
 #include "vmm/virtio/blk.h"
 
 #include <stdint.h>
@@ -16,6 +17,7 @@
 #define MACHINE_IO_MAX    8
 #define DISK_ID_BYTES     BLK_SERIAL_BYTES
 #define DISK_QUEUES_MAX   16
+#define BOOT_INDEX_MAX    255
 
 /* A file given by path or as fd=N, with the words it was given by for errors. fd -1: not given. */
 struct config_file {
@@ -29,10 +31,13 @@ struct vm_config {
 	unsigned cpus;
 	unsigned io_threads;
 	struct config_file kernel, initrd, restore, kvm;
+	struct config_file firmware, vars;
+	uint8_t uuid[FIRMWARE_UUID_BYTES]; /* as people write it; zeros: none */
 	const char *cmdline;
 	struct disk_config {
 		char id[DISK_ID_BYTES + 1]; /* its name for people, and the serial number the guest sees */
 		struct blk_config blk;
+		int boot_index; /* firmware boots from the lowest first; -1: not said */
 	} disk[MACHINE_DISKS_MAX];
 	unsigned disks;
 	bool rng;

@@ -167,6 +167,52 @@ static struct error *create_pci(struct machine *m)
 	}
 	for (unsigned i = 0; i < m->config->disks; i++)
 		TRY(error_wrap(create_disk(m, i), "disk %s", m->config->disk[i].id));
+	TRY(lpc_init(&m->lpc, &m->pci));
+	add_unit(m, "lpc", &lpc_unit, &m->lpc);
+	return NULL;
+}
+
+/* PCI slots of the disks that have a boot index, the lowest first. */
+static void order_boot(const struct machine *m, struct firmware_config *config)
+{
+	for (int index = 0; index <= BOOT_INDEX_MAX; index++)
+		for (unsigned i = 0; i < m->config->disks; i++)
+			if (m->config->disk[i].boot_index == index)
+				config->boot_slot[config->boot_slots++] = MACHINE_SLOT_DISK + i;
+}
+
+static struct error *create_firmware(struct machine *m)
+{
+	struct vm_config *config = m->config;
+	struct firmware_config firmware = {
+		.code_fd = config->firmware.fd,
+		.vars_fd = steal_fd(&config->vars.fd),
+		.code_name = config->firmware.name,
+		.vars_name = config->vars.name,
+		.name = config->name,
+		.vcpus = config->cpus,
+		.mmio64_base = mmio64_base(m),
+		.kernel_fd = config->kernel.fd,
+		.initrd_fd = config->initrd.fd,
+		.kernel_name = config->kernel.name,
+		.initrd_name = config->initrd.name,
+		.cmdline = config->cmdline,
+		.failed = machine_post_disk_error,
+		.failed_arg = m,
+	};
+
+	if (config->firmware.fd < 0)
+		return NULL;
+	static_assert(FIRMWARE_BOOT_MAX >= MACHINE_DISKS_MAX);
+	memcpy(firmware.uuid, config->uuid, sizeof(firmware.uuid));
+	order_boot(m, &firmware);
+	TRY(firmware_init(&m->firmware, &m->memory, m->vm_fd, &m->pio, &m->mmio[MEMORY_SPACE_NORMAL], &m->pci,
+			  &firmware));
+	close_fd(&config->firmware.fd);
+	add_unit(m, "firmware", &firmware_unit, &m->firmware);
+	add_unit(m, "fw-cfg", &fw_cfg_unit, &m->firmware.fw_cfg);
+	if (m->firmware.has_vars)
+		add_unit(m, "vars", &pflash_unit, &m->firmware.vars);
 	return NULL;
 }
 
@@ -177,6 +223,8 @@ static struct error *load_kernel(struct machine *m)
 	struct vm_config *config = m->config;
 	struct boot_entry entry;
 
+	if (m->firmware.code) /* it begins where every reset does, and loads the kernel itself */
+		return vcpus_reset(&m->vcpus);
 	m->boot = (struct boot_config){.kernel_fd = config->kernel.fd,
 				       .initrd_fd = config->initrd.fd,
 				       .cmdline = config->cmdline,
@@ -250,9 +298,28 @@ static struct error *load(struct machine *m)
 		TRY(machine_load(m, m->config->restore.fd));
 	else
 		TRY(load_kernel(m));
+	return machine_activate(m);
+}
+
+struct error *machine_activate(struct machine *m)
+{
 	for (unsigned i = 0; i < m->config->disks; i++)
 		TRY(blk_activate(m->disk[i]));
-	return NULL;
+	return firmware_activate(&m->firmware);
+}
+
+struct error *machine_deactivate(struct machine *m)
+{
+	struct error *first = firmware_deactivate(&m->firmware);
+
+	for (unsigned i = 0; i < m->config->disks; i++) {
+		struct error *err = blk_deactivate(m->disk[i]);
+		if (first)
+			log_error(err);
+		else
+			first = err;
+	}
+	return first;
 }
 
 struct error *machine_create(struct machine *m, struct vm_config *config)
@@ -273,6 +340,7 @@ struct error *machine_create(struct machine *m, struct vm_config *config)
 	TRY(create_processor(m));
 	TRY(create_pci(m));
 	TRY(create_legacy(m));
+	TRY(create_firmware(m));
 	TRY(machine_serve(m));
 	terminal_take(&m->terminal, config->serial_in);
 	TRY(start_threads(m));
@@ -302,6 +370,8 @@ void machine_destroy(struct machine *m)
 	rng_free(m->rng);
 	for (unsigned i = 0; i < MACHINE_IO_MAX; i++)
 		iothread_free(m->io[i]);
+	firmware_destroy(&m->firmware);
+	lpc_destroy(&m->lpc);
 	if (m->pci.pio)
 		pci_bus_destroy(&m->pci);
 	serial_destroy(&m->serial);

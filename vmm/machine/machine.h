@@ -19,6 +19,8 @@
 #include "vmm/devices/reset.h"
 #include "vmm/devices/rtc.h"
 #include "vmm/devices/serial.h"
+#include "vmm/firmware/firmware.h"
+#include "vmm/firmware/lpc.h"
 #include "vmm/machine/config.h"
 #include "vmm/machine/iothread.h"
 #include "vmm/machine/terminal.h"
@@ -32,7 +34,7 @@
 
 #define MACHINE_UNITS_MAX (VCPUS_MAX + MACHINE_DISKS_MAX + 16)
 
-/* First PCI slots of the contract: the host bridge is 0; 31 is kept for the LPC bridge. */
+/* First PCI slots of the contract: the host bridge is 0, the LPC bridge LPC_SLOT. */
 #define MACHINE_SLOT_RNG  1
 #define MACHINE_SLOT_DISK 2 /* and on, a slot a disk */
 
@@ -70,6 +72,8 @@ struct machine {
 	struct reset reset;
 	struct rng *rng;
 	struct blk *disk[MACHINE_DISKS_MAX];
+	struct lpc lpc;
+	struct firmware firmware;
 	struct virtio_pci *slot[PCI_SLOTS]; /* the virtio function in each PCI slot */
 
 	struct boot_config boot;
@@ -84,6 +88,13 @@ struct machine {
 
 /* Builds everything @config asks for, loads the kernel or the saved state, and locks the process in. */
 [[nodiscard]] struct error *machine_create(struct machine *machine, struct vm_config *config);
+
+/*
+ * Takes and gives up what other machines must not write meanwhile: the disks and the firmware's variables. When giving
+ * up fails, everything is tried and the first error returned.
+ */
+[[nodiscard]] struct error *machine_activate(struct machine *machine);
+[[nodiscard]] struct error *machine_deactivate(struct machine *machine);
 
 /* Ends threads and releases everything; for a machine half made too. */
 void machine_destroy(struct machine *machine);

@@ -10,6 +10,7 @@
 #include "vmm/cpu/vcpu.h"
 #include "vmm/memory/memory.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -24,7 +25,7 @@
 #define CMDLINE_MAX 65536
 
 static const char usage[] =
-	"Usage: glint-vmm --kernel FILE [OPTION]...\n"
+	"Usage: glint-vmm --kernel FILE | --firmware FILE [OPTION]...\n"
 	"Runs one virtual machine of type " MACHINE_TYPE " on KVM, in a sandbox, until its guest powers off.\n"
 	"\n"
 	"  --name NAME            what messages call the machine (default: vm)\n"
@@ -33,10 +34,15 @@ static const char usage[] =
 	"  --kernel FILE          a Linux bzImage or a PVH kernel (ELF)\n"
 	"  --initrd FILE          its initial RAM disk\n"
 	"  --cmdline STRING       its command line\n"
-	"  --disk path=FILE[,readonly=on][,queues=N][,id=NAME][,direct=on][,on-error=report|pause]\n"
+	"  --firmware FILE        UEFI firmware (OVMF_CODE_4M.fd), which boots from a disk, or the kernel if given\n"
+	"  --vars FILE            its variables: the machine's own copy of OVMF_VARS_4M.fd, written to (without it\n"
+	"                         variables are lost when the machine ends)\n"
+	"  --uuid UUID            what firmware says the machine's identity is\n"
+	"  --disk path=FILE[,readonly=on][,queues=N][,id=NAME][,direct=on][,on-error=report|pause][,bootindex=N]\n"
 	"                         a raw disk on virtio-blk; may be given up to 16 times. on-error says what an I/O\n"
 	"                         error does: tell the guest, or pause the machine (default: pause when the\n"
-	"                         file system below is full, else report)\n"
+	"                         file system below is full, else report). Firmware tries the disks that have a\n"
+	"                         bootindex first, the lowest before the others\n"
 	"  --rng                  a virtio entropy source\n"
 	"  --serial stdio|none|fd=N  where the first serial port leads (default: stdio; on a terminal, Ctrl-A x\n"
 	"                         ends the machine)\n"
@@ -152,13 +158,18 @@ static struct error *disk_word(const char *key, const char *value, struct disk_c
 		return disk_id(value, disk);
 	if (strcmp(key, "on-error") == 0)
 		return disk_on_error(value, &disk->blk);
+	if (strcmp(key, "bootindex") == 0) {
+		TRY(parse_number(value, "--disk: bootindex", 0, BOOT_INDEX_MAX, &n));
+		disk->boot_index = (int)n;
+		return NULL;
+	}
 	if (strcmp(key, "queues") == 0) {
 		TRY(parse_number(value, "--disk: queues", 1, DISK_QUEUES_MAX, &n));
 		disk->blk.queues = (unsigned)n;
 		return NULL;
 	}
 	return error_hint(error_new(EINVAL, "--disk: '%s' is not known", key),
-			  "known are path, readonly, queues, id, direct and on-error");
+			  "known are path, readonly, queues, id, direct, on-error and bootindex");
 }
 
 static struct error *add_disk(char *text, struct vm_config *config)
@@ -170,6 +181,7 @@ static struct error *add_disk(char *text, struct vm_config *config)
 		return error_new(EINVAL, "--disk: a machine has at most %d disks", MACHINE_DISKS_MAX);
 	struct disk_config *disk = &config->disk[config->disks];
 	*disk = (struct disk_config){
+		.boot_index = -1,
 		.blk = {.fd = -1, .queues = MIN(config->cpus, 4u), .on_full = BLK_PAUSE, .on_error = BLK_REPORT}};
 	snprintf(disk->id, sizeof(disk->id), "disk%u", config->disks);
 	for (char *save, *word = strtok_r(text, ",", &save); word; word = strtok_r(NULL, ",", &save)) {
@@ -194,6 +206,9 @@ static struct error *add_disk(char *text, struct vm_config *config)
 		if (strcmp(config->disk[i].id, disk->id) == 0)
 			return error_hint(error_new(EEXIST, "--disk: two disks have the id '%s'", disk->id),
 					  "give each an id=NAME of its own");
+	for (unsigned i = 0; i < config->disks && disk->boot_index >= 0; i++)
+		if (config->disk[i].boot_index == disk->boot_index)
+			return error_new(EEXIST, "--disk: two disks have the bootindex %d", disk->boot_index);
 	config->disks++;
 	return NULL;
 }
@@ -287,12 +302,39 @@ static struct error *set_log_level(const char *text, struct vm_config *config)
 			  "use error, warning, info or debug");
 }
 
+/* "01234567-89ab-cdef-0123-456789abcdef"; the dashes may be left out. */
+static struct error *set_uuid(const char *text, struct vm_config *config)
+{
+	unsigned digits = 0;
+
+	memset(config->uuid, 0, sizeof(config->uuid));
+	for (const char *p = text; *p; p++) {
+		static const char hex[] = "0123456789abcdef";
+		const char *digit = strchr(hex, tolower((unsigned char)*p));
+		if (*p == '-')
+			continue;
+		if (!digit || digits == 2 * sizeof(config->uuid)) {
+			digits = 0;
+			break;
+		}
+		config->uuid[digits / 2] |= (uint8_t)((digit - hex) << (digits % 2 ? 0 : 4));
+		digits++;
+	}
+	if (digits != 2 * sizeof(config->uuid))
+		return error_hint(error_new(EINVAL, "--uuid: '%s' is not a UUID", text),
+				  "a UUID has 32 hexadecimal digits (uuidgen makes one)");
+	return NULL;
+}
+
 enum {
 	OPT_NAME = 1,
 	OPT_MEMORY,
 	OPT_CPUS,
 	OPT_KERNEL,
 	OPT_INITRD,
+	OPT_FIRMWARE,
+	OPT_VARS,
+	OPT_UUID,
 	OPT_CMDLINE,
 	OPT_DISK,
 	OPT_RNG,
@@ -314,6 +356,9 @@ static const struct option options[] = {
 	{"cpus", required_argument, NULL, OPT_CPUS},
 	{"kernel", required_argument, NULL, OPT_KERNEL},
 	{"initrd", required_argument, NULL, OPT_INITRD},
+	{"firmware", required_argument, NULL, OPT_FIRMWARE},
+	{"vars", required_argument, NULL, OPT_VARS},
+	{"uuid", required_argument, NULL, OPT_UUID},
 	{"cmdline", required_argument, NULL, OPT_CMDLINE},
 	{"disk", required_argument, NULL, OPT_DISK},
 	{"rng", no_argument, NULL, OPT_RNG},
@@ -361,6 +406,8 @@ static struct error *plain_option(int opt, const char *value, struct vm_config *
 			return error_new(E2BIG, "--cmdline: more than %d bytes", CMDLINE_MAX);
 		config->cmdline = value;
 		return NULL;
+	case OPT_UUID:
+		return set_uuid(value, config);
 	case OPT_RNG:
 		config->rng = true;
 		return NULL;
@@ -391,6 +438,10 @@ static struct error *file_option(int opt, char *value, struct vm_config *config)
 		return open_file(value, "--kernel", O_RDONLY, &config->kernel);
 	case OPT_INITRD:
 		return open_file(value, "--initrd", O_RDONLY, &config->initrd);
+	case OPT_FIRMWARE:
+		return open_file(value, "--firmware", O_RDONLY, &config->firmware);
+	case OPT_VARS:
+		return open_file(value, "--vars", O_RDWR, &config->vars);
 	case OPT_RESTORE:
 		return open_file(value, "--restore", O_RDONLY, &config->restore);
 	case OPT_KVM:
@@ -432,13 +483,16 @@ static struct error *parse_passes(int argc, char **argv, struct vm_config *confi
 			return error_hint(error_new(EINVAL, "command line: '%s' is left over", argv[optind]),
 					  "glint-vmm --help lists the options");
 	}
-	if (config->kernel.fd < 0 && config->restore.fd < 0)
-		return error_hint(error_new(EINVAL, "nothing to run"), "give --kernel FILE or --restore FILE");
+	if (config->kernel.fd < 0 && config->restore.fd < 0 && config->firmware.fd < 0)
+		return error_hint(error_new(EINVAL, "nothing to run"),
+				  "give --kernel FILE, --firmware FILE or --restore FILE");
 	if (config->kernel.fd >= 0 && config->restore.fd >= 0)
 		return error_hint(error_new(EINVAL, "--kernel and --restore exclude each other"),
 				  "a saved state brings its kernel along");
 	if (config->initrd.fd >= 0 && config->kernel.fd < 0)
 		return error_new(EINVAL, "--initrd without --kernel");
+	if (config->vars.fd >= 0 && config->firmware.fd < 0)
+		return error_new(EINVAL, "--vars without --firmware");
 	return NULL;
 }
 
@@ -467,6 +521,8 @@ struct error *options_parse(int argc, char **argv, struct vm_config *config, int
 		.io_threads = 1,
 		.kernel.fd = -1,
 		.initrd.fd = -1,
+		.firmware.fd = -1,
+		.vars.fd = -1,
 		.restore.fd = -1,
 		.kvm.fd = -1,
 		.cmdline = "",
@@ -485,6 +541,8 @@ void config_release(struct vm_config *config)
 {
 	close_fd(&config->kernel.fd);
 	close_fd(&config->initrd.fd);
+	close_fd(&config->firmware.fd);
+	close_fd(&config->vars.fd);
 	close_fd(&config->restore.fd);
 	close_fd(&config->kvm.fd);
 	for (unsigned i = 0; i < config->disks; i++)

@@ -66,8 +66,7 @@ struct error *machine_resume(struct machine *machine)
 	if (machine->state == MACHINE_STOPPED || machine->state == MACHINE_FAILED)
 		return error_new(EBUSY, "resume %s: it is %s", machine->config->name, machine_state_name(machine));
 	if (machine->state == MACHINE_SAVED)
-		for (unsigned i = 0; i < machine->config->disks; i++)
-			TRY(error_wrap(blk_activate(machine->disk[i]), "resume %s", machine->config->name));
+		TRY(error_wrap(machine_activate(machine), "resume %s", machine->config->name));
 	machine->disk_error = 0;
 	go_on(machine);
 	set_state(machine, MACHINE_RUNNING, "");
@@ -80,7 +79,7 @@ struct error *machine_reset(struct machine *machine)
 
 	if (machine->state != MACHINE_RUNNING && machine->state != MACHINE_PAUSED)
 		return error_new(EBUSY, "reset %s: it is %s", machine->config->name, machine_state_name(machine));
-	if (machine->boot.kernel_fd < 0)
+	if (machine->boot.kernel_fd < 0 && !machine->firmware.code)
 		return error_hint(error_new(ENOTSUP, "reset %s: it was restored and has no kernel to start again",
 					    machine->config->name),
 				  "stop it and start it anew");
@@ -92,8 +91,10 @@ struct error *machine_reset(struct machine *machine)
 			machine->unit[i].ops->reset(machine->unit[i].self);
 	TRY(irqs_reset(&machine->irqs));
 	TRY(vcpus_reset(&machine->vcpus));
-	TRY(error_wrap(boot_load(&machine->memory, &machine->boot, &entry), "start the kernel again"));
-	TRY(vcpus_boot(&machine->vcpus, &entry));
+	if (!machine->firmware.code) {
+		TRY(error_wrap(boot_load(&machine->memory, &machine->boot, &entry), "start the kernel again"));
+		TRY(vcpus_boot(&machine->vcpus, &entry));
+	}
 	machine->wants_reset = false;
 	if (was_running)
 		go_on(machine);
@@ -104,20 +105,13 @@ struct error *machine_reset(struct machine *machine)
 
 struct error *machine_end(struct machine *machine)
 {
-	struct error *err = NULL;
-
 	if (machine->state == MACHINE_RUNNING) {
 		stop_everything(machine);
 		set_state(machine, MACHINE_STOPPED, "told to end");
 	}
-	for (unsigned i = 0; i < machine->config->disks && machine->state != MACHINE_SAVED; i++) {
-		struct error *failed = blk_deactivate(machine->disk[i]);
-		if (err)
-			log_error(failed);
-		else
-			err = error_wrap(failed, "end %s", machine->config->name);
-	}
-	return err;
+	if (machine->state == MACHINE_SAVED)
+		return NULL;
+	return error_wrap(machine_deactivate(machine), "end %s", machine->config->name);
 }
 
 void machine_quit(struct machine *machine)

@@ -7,6 +7,7 @@
  */
 #include "vmm/machine/machine.h"
 
+#include "base/log.h"
 #include "base/util.h"
 
 #include <errno.h>
@@ -86,14 +87,8 @@ static struct error *write_stream(struct machine *machine, int fd)
 	TRY(saved_unit(s, "cpu-model", 1, cpu_model_state, &machine->vcpus.model));
 	TRY(each_unit(machine, s));
 	TRY(all_memory(machine, s));
+	TRY(firmware_bulk(&machine->firmware, s, false));
 	return saved_finish(s);
-}
-
-static struct error *release_disks(struct machine *machine)
-{
-	for (unsigned i = 0; i < machine->config->disks; i++)
-		TRY(blk_deactivate(machine->disk[i]));
-	return NULL;
 }
 
 struct error *machine_save(struct machine *machine, int fd)
@@ -102,7 +97,11 @@ struct error *machine_save(struct machine *machine, int fd)
 		return error_new(EBUSY, "save %s: it is %s, not paused", machine->config->name,
 				 machine_state_name(machine));
 	TRY(error_wrap(write_stream(machine, fd), "save %s", machine->config->name));
-	TRY(error_wrap(release_disks(machine), "save %s: release its disks", machine->config->name));
+	struct error *err = machine_deactivate(machine);
+	if (err) { /* what was given up before is taken again */
+		log_error(machine_activate(machine));
+		return error_wrap(err, "save %s: release its disks", machine->config->name);
+	}
 	machine->state = MACHINE_SAVED;
 	return NULL;
 }
@@ -117,6 +116,7 @@ static struct error *read_stream(struct machine *machine, int fd)
 	TRY(vcpus_apply_model(&machine->vcpus));
 	TRY(each_unit(machine, s));
 	TRY(all_memory(machine, s));
+	TRY(firmware_bulk(&machine->firmware, s, true));
 	TRY(saved_finish(s));
 	for (unsigned i = 0; i < machine->units; i++) {
 		const struct unit *unit = &machine->unit[i];

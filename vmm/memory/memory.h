@@ -37,6 +37,7 @@ struct memory {
 	uint64_t size;
 	uint8_t *host;
 	unsigned regions;
+	unsigned roms;
 	struct memory_region region[MEMORY_REGIONS];
 };
 
@@ -46,6 +47,12 @@ void memory_destroy(struct memory *mem);
 
 /* Hands the regions to KVM as memory slots of the normal address space. */
 [[nodiscard]] struct error *memory_attach(struct memory *mem, int vm_fd);
+
+/*
+ * Shows @size bytes at @host to the guest at @gpa, read-only: its writes there are MMIO exits. What lies behind @host
+ * may be mapped anew. It is no RAM: memory_at() does not know it. All of it whole pages, before the guest runs.
+ */
+[[nodiscard]] struct error *memory_add_rom(struct memory *mem, int vm_fd, uint64_t gpa, uint64_t size, void *host);
 
 /*
  * The host address of the guest-physical range [gpa, gpa + len), or NULL when any byte of it is not RAM or it spans

@@ -266,6 +266,32 @@ void pci_bus_reset_port(struct pci_bus *bus, const struct bus_ops *ops, void *se
 	bus->reset_port_self = self;
 }
 
+static void include_bars(const struct pci_device *dev, struct pci_layout *layout)
+{
+	for (unsigned i = 0; i < PCI_BARS; i++) {
+		const struct pci_bar *bar = &dev->bar[i];
+		if (!bar->mapped || bar->kind != PCI_BAR_MEM64 || bar->address < 4 * GIB)
+			continue;
+		bool first = layout->mmio64_end == 0;
+		layout->mmio64_base = first ? bar->address : MIN(layout->mmio64_base, bar->address);
+		layout->mmio64_end = MAX(layout->mmio64_end, bar->address + bar->size);
+	}
+}
+
+void pci_bus_layout(struct pci_bus *bus, struct pci_layout *layout)
+{
+	uint64_t bytes;
+
+	*layout = (struct pci_layout){};
+	pthread_mutex_lock(&bus->lock);
+	if (!ecam_wanted(bus, &layout->ecam_base, &bytes))
+		layout->ecam_base = PCI_ECAM_BASE;
+	for (unsigned i = 0; i < PCI_SLOTS; i++)
+		if (bus->slot[i])
+			include_bars(bus->slot[i], layout);
+	pthread_mutex_unlock(&bus->lock);
+}
+
 void pci_bus_state(void *self, struct saved *s)
 {
 	struct pci_bus *bus = self;

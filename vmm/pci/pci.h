@@ -190,6 +190,13 @@ bool pci_msix_enabled(const struct pci_device *dev);
 /* True when the guest lets the device master the bus (reach memory). */
 bool pci_bus_master(const struct pci_device *dev);
 
+/* Where the guest has put ECAM, and the range that holds every decoded BAR above 4 GiB (both 0: there is none). */
+struct pci_layout {
+	uint64_t ecam_base;
+	uint64_t mmio64_base, mmio64_end;
+};
+void pci_bus_layout(struct pci_bus *bus, struct pci_layout *layout);
+
 /* Unit bodies: the bus's own registers, and the PCI part of a device (called by the device's own body as a group). */
 struct saved;
 void pci_bus_state(void *self, struct saved *s);

@@ -68,12 +68,12 @@ static const struct rule rules[] = {
 	CALL(poll, ALL),
 	CALL(ppoll, ALL),
 	CALL(lseek, MAIN),
-	CALL(pread64, MAIN),
-	CALL(pwrite64, MAIN),
+	CALL(pread64, MAIN | VCPU),  /* a kernel's file, which firmware reads through fw_cfg */
+	CALL(pwrite64, MAIN | VCPU), /* UEFI variables, durable before the guest goes on */
 	CALL(preadv, MAIN),
 	CALL(pwritev, MAIN),
 	CALL(fsync, MAIN),
-	CALL(fdatasync, MAIN),
+	CALL(fdatasync, MAIN | VCPU),
 	CALL(fallocate, MAIN),
 	CALL(ftruncate, MAIN),
 	CALL(fstat, MAIN),

@@ -1,0 +1,112 @@
+"""Disks that UEFI firmware boots from: GPT and an EFI system partition, and on them a stock Debian kernel as one EFI
+program (systemd's stub, kernel, initrd and command line), or a whole Debian. Made without a mount; kept in the cache.
+"""
+
+import hashlib
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from host import CLONE, Host
+from initrd import CLOUD_KERNEL, busybox_initrd, kernel_version
+from vm import INIT, MODULES, VMLINUZ
+
+OVMF_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+OVMF_VARS = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+CMDLINE = "console=ttyS0 quiet panic=-1"
+STUB = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
+ESP_START = 1 << 20
+DISK_MIB = 64
+DEBIAN = CLONE / "tests/guests/debian"
+DEBIAN_MIB = 1536
+ESP_MIB = 64
+
+
+def run(*command: str | Path, stdin: str | None = None) -> None:
+    result = subprocess.run([str(word) for word in command], input=stdin, capture_output=True, text=True)
+    assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
+
+
+def fill_esp(disk: Path, size: int, files: dict[str, Path]) -> None:
+    """Makes a FAT file system of @size bytes at ESP_START of @disk and puts files into it, by path."""
+    image = f"{disk}@@{ESP_START}"
+    run("mformat", "-i", image, "-F", "-v", "ESP", "-T", str(size // 512), "-h", "64", "-s", "32", "::")
+    folders = {str(folder) for name in files for folder in Path(name).parents} - {"."}
+    for folder in sorted(folders):
+        run("mmd", "-i", image, f"::/{folder}")
+    for name, source in files.items():
+        run("mcopy", "-i", image, source, f"::/{name}")
+
+
+@contextmanager
+def kept(kind: str, *what: object) -> Iterator[tuple[Path, Path | None]]:
+    """A disk in the cache, named by what it is made of: where it is, and where to make it (None: it is there)."""
+    seed = "\n".join([Path(__file__).read_text(), *map(str, what)])
+    folder = Path(os.environ["GLINT_CACHE"]) / "uefi"
+    disk = folder / f"{kind}-{hashlib.sha256(seed.encode()).hexdigest()[:16]}.raw"
+    new = None if disk.exists() else disk.with_suffix(f".{os.getpid()}")
+    folder.mkdir(parents=True, exist_ok=True)
+    yield disk, new
+    if new:
+        new.rename(disk)
+
+
+def allocate(disk: Path, mib: int, table: str) -> None:
+    with disk.open("wb") as file:
+        file.truncate(mib << 20)
+    run("sfdisk", "--quiet", disk, stdin=f"label: gpt\n{table}\n")
+
+
+def boot_disk() -> Path:
+    """A disk whose kernel comes up to the shell of vm.INIT, with UEFI variables mounted."""
+    mount = "mount -t efivarfs efivarfs /sys/firmware/efi/efivars || echo NO EFIVARS\n"
+    initrd = busybox_initrd(mount + INIT, modules=[*MODULES, "efivarfs"])
+    with kept("kernel", initrd, kernel_version(CLOUD_KERNEL)) as (disk, new):
+        if new:
+            uki = new.with_suffix(".efi")
+            run(
+                *("ukify", "build", f"--linux={VMLINUZ}", f"--initrd={initrd}", f"--cmdline={CMDLINE}"),
+                *(f"--stub={STUB}", f"--uname={kernel_version(CLOUD_KERNEL)}", f"--output={uki}"),
+            )
+            allocate(new, DISK_MIB, f"start={ESP_START // 512}, type=U")
+            # The second GPT lies in the last 33 sectors.
+            fill_esp(new, (DISK_MIB << 20) - ESP_START - 34 * 512, {"EFI/BOOT/BOOTX64.EFI": uki})
+            uki.unlink()
+    return disk
+
+
+def debian_disk() -> Path:
+    """A Debian 13 as its installer leaves it: shim and GRUB on an ESP, kernel and systemd on ext4. tests/guests/debian
+    is its recipe. Root's password is "glint"."""
+    root = Path(subprocess.check_output([CLONE / "tools/debroot", DEBIAN], text=True).strip())
+    with kept("debian", root) as (disk, new):
+        if new:
+            files = {str(p.relative_to(root / "boot/efi")): p for p in (root / "boot/efi").rglob("*") if p.is_file()}
+            esp = f"start={ESP_START // 512}, size={ESP_MIB}MiB, type=U"
+            allocate(new, DEBIAN_MIB, f"{esp}\ntype=L")
+            fill_esp(new, ESP_MIB << 20, files)
+            # The root's own mke2fs: it fills the file system from a folder, owners and all, without mounting it.
+            libraries = [str(root / "lib/x86_64-linux-gnu"), str(root / "usr/lib/x86_64-linux-gnu")]
+            start, size = 1 + ESP_MIB, DEBIAN_MIB - ESP_MIB - 2
+            run(
+                *(root / "lib64/ld-linux-x86-64.so.2", "--library-path", ":".join(libraries), root / "usr/sbin/mke2fs"),
+                *("-q", "-t", "ext4", "-L", "root", "-d", root, "-E", f"offset={start << 20}", new, f"{size}M"),
+            )
+    return disk
+
+
+class Machine:
+    """Copies on @host of what a machine with firmware needs, and the arguments that name them."""
+
+    def __init__(self, host: Host, disk: Path | None = None) -> None:
+        name = f"/tmp/uefi-{secrets.token_hex(4)}"
+        self.vars = f"{name}.vars"
+        self.disk = f"{name}.raw"
+        host.run(["cp", OVMF_VARS, self.vars])
+        self.args: list[str | Path] = ["--firmware", OVMF_CODE, "--vars", self.vars, "--memory", "512M", "--cpus", "2"]
+        if disk:
+            host.run(["cp", "--sparse=always", disk, self.disk])
+            self.args += ["--disk", f"path={self.disk},id=system"]
