@@ -86,6 +86,7 @@ struct error *machine_reset(struct machine *machine)
 	bool was_running = machine->state == MACHINE_RUNNING;
 	if (was_running)
 		stop_everything(machine);
+	machine->state = MACHINE_PAUSED; /* what it is, should anything below fail */
 	for (unsigned i = 0; i < machine->units; i++)
 		if (machine->unit[i].ops->reset)
 			machine->unit[i].ops->reset(machine->unit[i].self);
@@ -96,8 +97,10 @@ struct error *machine_reset(struct machine *machine)
 		TRY(vcpus_boot(&machine->vcpus, &entry));
 	}
 	machine->wants_reset = false;
-	if (was_running)
+	if (was_running) {
 		go_on(machine);
+		machine->state = MACHINE_RUNNING;
+	}
 	if (machine->control)
 		control_notify(machine->control, "reset", json_object());
 	return NULL;

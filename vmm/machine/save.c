@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 /* One device of the contract: the unit's name, which tells its kind, id and place. */
 static void unit_name_state(void *self, struct saved *s)
@@ -91,12 +92,21 @@ static struct error *write_stream(struct machine *machine, int fd)
 	return saved_finish(s);
 }
 
+/* The disks are given up next: from then on the file is the machine, so it must be durable. Pipes cannot be. */
+static struct error *make_durable(int fd)
+{
+	if (fsync(fd) < 0 && errno != EINVAL && errno != EROFS)
+		return error_new(errno, "make the saved state durable");
+	return NULL;
+}
+
 struct error *machine_save(struct machine *machine, int fd)
 {
 	if (machine->state != MACHINE_PAUSED)
 		return error_new(EBUSY, "save %s: it is %s, not paused", machine->config->name,
 				 machine_state_name(machine));
 	TRY(error_wrap(write_stream(machine, fd), "save %s", machine->config->name));
+	TRY(error_wrap(make_durable(fd), "save %s", machine->config->name));
 	struct error *err = machine_deactivate(machine);
 	if (err) { /* what was given up before is taken again */
 		log_error(machine_activate(machine));
