@@ -216,6 +216,7 @@ void test_idle(void)
 
 static volatile uint32_t seen_ids[CPUS_MAX];
 static volatile uint64_t rounds[CPUS_MAX];
+static uint64_t ecam; /* found by one processor: the ports of PCI are an address and then data, for one at a time */
 
 static void note_id(unsigned cpu)
 {
@@ -225,8 +226,6 @@ static void note_id(unsigned cpu)
 /* All at once on the buses: configuration by ECAM, ports nobody answers, a device's register. */
 static void hammer(unsigned cpu)
 {
-	uint64_t ecam = pci_ecam();
-
 	for (unsigned i = 0; i < 300; i++) {
 		CHECK(mmio_read32(ecam + (i & 31) * 0x8000) == mmio_read32(ecam + (i & 31) * 0x8000), "ECAM");
 		CHECK(inb(0x2f8) == 0xff, "port 0x2f8");
@@ -246,6 +245,7 @@ void test_smp(void)
 	for (unsigned i = 0; i < n; i++)
 		for (unsigned j = i + 1; j < n; j++)
 			CHECK(seen_ids[i] != seen_ids[j], "processors %u and %u have the same APIC id", i, j);
+	ecam = pci_ecam();
 	smp_run(hammer);
 	for (unsigned i = 1; i < n; i++)
 		CHECK(rounds[i] == 300, "processor %u did %lu rounds", i, rounds[i]);
