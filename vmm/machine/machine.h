@@ -32,11 +32,21 @@
 #include "vmm/virtio/rng.h"
 #include "vmm/virtio/virtio_pci.h"
 
-#define MACHINE_UNITS_MAX (VCPUS_MAX + MACHINE_DISKS_MAX + 16)
+#define MACHINE_UNITS_MAX (VCPUS_MAX + 64)
 
-/* First PCI slots of the contract: the host bridge is 0, the LPC bridge LPC_SLOT. */
-#define MACHINE_SLOT_RNG  1
-#define MACHINE_SLOT_DISK 2 /* and on, a slot a disk */
+/* PCI slots of the contract: the host bridge is 0, the LPC bridge LPC_SLOT (31). */
+enum {
+	MACHINE_SLOT_DISPLAY = 1,
+	MACHINE_SLOT_RNG = 2,
+	MACHINE_SLOT_CONSOLE = 3,
+	MACHINE_SLOT_VSOCK = 4,
+	MACHINE_SLOT_BALLOON = 5,
+	MACHINE_SLOT_INPUT = 6,
+	MACHINE_SLOT_WATCHDOG = 7,
+	MACHINE_SLOT_NET = 8,   /* and on, a slot a network interface */
+	MACHINE_SLOT_DISK = 14, /* and on, a slot a disk */
+	MACHINE_SLOT_PORTS = 30 /* of hot-plug, a function each */
+};
 
 enum machine_state {
 	MACHINE_CREATED,
@@ -88,6 +98,20 @@ struct machine {
 
 /* Builds everything @config asks for, loads the kernel or the saved state, and locks the process in. */
 [[nodiscard]] struct error *machine_create(struct machine *machine, struct vm_config *config);
+
+/* --- devices.c --- */
+
+/* Makes the devices, for machine_create(), and frees what was made of them. */
+[[nodiscard]] struct error *machine_create_devices(struct machine *machine);
+void machine_destroy_devices(struct machine *machine);
+
+/* A part of the machine with state; @name is copied. */
+void machine_add_unit(struct machine *machine, const char *name, const struct unit_ops *ops, void *self);
+
+/* PCI's 64-bit window begins at the first GiB above RAM. */
+uint64_t machine_mmio64_base(const struct machine *machine);
+
+/* --- machine.c --- */
 
 /*
  * Takes and gives up what other machines must not write meanwhile: the disks and the firmware's variables. When giving

@@ -1,0 +1,172 @@
+/*
+ * The devices of a machine, in the order the contract glint-q35-1 fixes: PCI and what is on it, legacy devices,
+ * firmware. The order is part of the contract: addresses of BARs follow it, and so do units in a saved state.
+ *
+ * Touches: the descriptors of the config, which become the devices'.
+ */
+#include "vmm/machine/machine.h"
+
+#include "base/cleanup.h"
+#include "base/util.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define SERIAL_PORT 0x3f8
+#define SERIAL_GSI  4
+
+void machine_add_unit(struct machine *m, const char *name, const struct unit_ops *ops, void *self)
+{
+	struct unit unit = {.ops = ops, .self = self};
+
+	snprintf(unit.name, sizeof(unit.name), "%s", name);
+	m->unit[m->units++] = unit;
+}
+
+static bool filter_key(void *arg, uint8_t byte)
+{
+	struct machine *m = arg;
+	enum terminal_key key = terminal_key(&m->terminal, byte);
+
+	if (key == TERMINAL_QUIT)
+		machine_quit(m);
+	return key != TERMINAL_FOR_GUEST;
+}
+
+static struct error *create_legacy(struct machine *m)
+{
+	uint64_t low = m->memory.region[0].size;
+
+	TRY(serial_init(&m->serial, &m->pio, &m->irqs, SERIAL_PORT, SERIAL_GSI, m->loop, m->config->serial_in,
+			m->config->serial_out));
+	m->serial.filter = filter_key;
+	m->serial.filter_arg = m;
+	machine_add_unit(m, "serial0", &serial_unit, &m->serial);
+	TRY(rtc_init(&m->rtc, &m->pio, &m->irqs, m->loop, low, m->memory.size - low));
+	machine_add_unit(m, "rtc", &rtc_unit, &m->rtc);
+	TRY(pm_init(&m->pm, &m->pio, &m->irqs, m->loop, &m->events));
+	machine_add_unit(m, "pm", &pm_unit, &m->pm);
+	TRY(reset_init(&m->reset, &m->pio, &m->pci, &m->events));
+	machine_add_unit(m, "reset", &reset_unit, &m->reset);
+	return NULL;
+}
+
+static const struct unit_ops pci_unit = {
+	.version = 1, .state = pci_bus_state, .restored = pci_bus_restored, .reset = pci_bus_reset};
+
+uint64_t machine_mmio64_base(const struct machine *m)
+{
+	const struct memory_region *last = &m->memory.region[m->memory.regions - 1];
+
+	return align_up(MAX(last->gpa + last->size, MEMORY_HIGH_BASE), GIB);
+}
+
+static struct error *add_virtio(struct machine *m, unsigned slot, const char *name, struct virtio_device *device)
+{
+	TRY(virtio_pci_new(&m->slot[slot], device, &m->pci, slot));
+	m->unit[m->units++] = virtio_pci_unit(m->slot[slot], name);
+	return NULL;
+}
+
+static struct error *create_disk(struct machine *m, unsigned index)
+{
+	struct disk_config *config = &m->config->disk[index];
+	char name[SAVED_NAME_MAX + 1];
+
+	config->blk.paused = machine_post_disk_error;
+	config->blk.paused_arg = m;
+	config->blk.threads = m->io;
+	config->blk.thread_count = m->config->io_threads;
+	static_assert(sizeof(config->blk.serial) == sizeof(config->id));
+	memcpy(config->blk.serial, config->id, sizeof(config->id));
+	TRY(blk_new(&m->disk[index], &m->memory, &config->blk));
+	config->blk.fd = -1; /* the device's now */
+	snprintf(name, sizeof(name), "disk:%s", config->id);
+	return add_virtio(m, MACHINE_SLOT_DISK + index, name, blk_device(m->disk[index]));
+}
+
+static struct error *create_pci(struct machine *m)
+{
+	TRY(pci_bus_init(&m->pci, &m->pio, &m->mmio[MEMORY_SPACE_NORMAL], &m->irqs, machine_mmio64_base(m)));
+	machine_add_unit(m, "pci", &pci_unit, &m->pci);
+	for (unsigned i = 0; i < m->config->io_threads; i++)
+		TRY(iothread_new(&m->io[i], i));
+	if (m->config->rng) {
+		TRY(rng_new(&m->rng, &m->memory, m->io[0]));
+		TRY(add_virtio(m, MACHINE_SLOT_RNG, "rng", rng_device(m->rng)));
+	}
+	for (unsigned i = 0; i < m->config->disks; i++)
+		TRY(error_wrap(create_disk(m, i), "disk %s", m->config->disk[i].id));
+	TRY(lpc_init(&m->lpc, &m->pci));
+	machine_add_unit(m, "lpc", &lpc_unit, &m->lpc);
+	return NULL;
+}
+
+/* PCI slots of the disks that have a boot index, the lowest first. */
+static void order_boot(const struct machine *m, struct firmware_config *config)
+{
+	for (int index = 0; index <= BOOT_INDEX_MAX; index++)
+		for (unsigned i = 0; i < m->config->disks; i++)
+			if (m->config->disk[i].boot_index == index)
+				config->boot_slot[config->boot_slots++] = MACHINE_SLOT_DISK + i;
+}
+
+static struct error *create_firmware(struct machine *m)
+{
+	struct vm_config *config = m->config;
+	struct firmware_config firmware = {
+		.code_fd = config->firmware.fd,
+		.vars_fd = steal_fd(&config->vars.fd),
+		.code_name = config->firmware.name,
+		.vars_name = config->vars.name,
+		.name = config->name,
+		.vcpus = config->cpus,
+		.mmio64_base = machine_mmio64_base(m),
+		.kernel_fd = config->kernel.fd,
+		.initrd_fd = config->initrd.fd,
+		.kernel_name = config->kernel.name,
+		.initrd_name = config->initrd.name,
+		.cmdline = config->cmdline,
+		.failed = machine_post_disk_error,
+		.failed_arg = m,
+	};
+
+	if (config->firmware.fd < 0)
+		return NULL;
+	static_assert(FIRMWARE_BOOT_MAX >= MACHINE_DISKS_MAX);
+	memcpy(firmware.uuid, config->uuid, sizeof(firmware.uuid));
+	order_boot(m, &firmware);
+	TRY(firmware_init(&m->firmware, &m->memory, m->vm_fd, &m->pio, &m->mmio[MEMORY_SPACE_NORMAL], &m->pci,
+			  &firmware));
+	close_fd(&config->firmware.fd);
+	machine_add_unit(m, "firmware", &firmware_unit, &m->firmware);
+	machine_add_unit(m, "fw-cfg", &fw_cfg_unit, &m->firmware.fw_cfg);
+	if (m->firmware.has_vars)
+		machine_add_unit(m, "vars", &pflash_unit, &m->firmware.vars);
+	return NULL;
+}
+
+struct error *machine_create_devices(struct machine *m)
+{
+	TRY(create_pci(m));
+	TRY(create_legacy(m));
+	return create_firmware(m);
+}
+
+void machine_destroy_devices(struct machine *m)
+{
+	for (unsigned i = 0; i < PCI_SLOTS; i++)
+		virtio_pci_free(m->slot[i]);
+	for (unsigned i = 0; i < MACHINE_DISKS_MAX; i++)
+		blk_free(m->disk[i]);
+	rng_free(m->rng);
+	for (unsigned i = 0; i < MACHINE_IO_MAX; i++)
+		iothread_free(m->io[i]);
+	firmware_destroy(&m->firmware);
+	lpc_destroy(&m->lpc);
+	if (m->pci.pio)
+		pci_bus_destroy(&m->pci);
+	serial_destroy(&m->serial);
+	rtc_destroy(&m->rtc);
+	pm_destroy(&m->pm);
+}
