@@ -1,5 +1,6 @@
 """What glint-vmm says to a wrong command line: what was being done, to what, why not; and it leaves nothing behind."""
 
+import json
 import os
 import pty
 import re
@@ -43,6 +44,8 @@ def test_help_and_version() -> None:
         (["--kernel", "/dev/null"], "/dev/null"),
         (["--kernel", "/etc/passwd"], "/etc/passwd"),
         (["--kernel", HELLO, "--kernel", HELLO], "twice"),
+        (["--config", "/no/such/file"], "/no/such/file"),
+        (["--config", "/dev/zero"], "not a file"),
         (["--kernel", HELLO, "--initrd", "/no/such/file"], "--initrd"),
         (["--kernel", HELLO, "--memory", "0"], "--memory"),
         (["--kernel", HELLO, "--memory", "17"], "--memory"),
@@ -59,10 +62,10 @@ def test_help_and_version() -> None:
         (["--kernel", HELLO, "--disk", "/etc/passwd,queues=99"], "queues"),
         (["--kernel", HELLO, "--disk", "/etc/passwd,speed=9"], "'speed' is not known"),
         (["--kernel", HELLO, "--disk", "/etc/passwd,readonly=maybe"], "neither 'on' nor 'off'"),
-        (["--kernel", HELLO, "--disk", "/etc/passwd,id=a/b"], "id 'a/b'"),
+        (["--kernel", HELLO, "--disk", "/etc/passwd,id=a/b"], "'a/b' is not an id"),
         (["--kernel", HELLO, "--disk", "/etc/passwd,on-error=cry"], "on-error"),
         (["--kernel", HELLO, "--kvm", "fd=77"], "descriptor 77"),
-        (["--kernel", HELLO, "--kvm", "/dev/kvm"], "write fd=N"),
+        (["--kernel", HELLO, "--kvm", "/no/kvm"], "/no/kvm"),
         (["--kernel", "fd=99"], "descriptor 99"),
         (["--kernel", "fd=x"], "fd=x"),
         (["--kernel", HELLO, "--control", "/no/such/folder/socket"], "/no/such/folder/socket"),
@@ -79,6 +82,49 @@ def test_bad_words(args: list, words: str) -> None:
     assert result.returncode == 1, result
     assert words in result.stderr and result.stdout == ""
     assert all(line.startswith("glint-vmm: ") for line in result.stderr.splitlines())
+
+
+def run_with(tmp_path: Path, options: object, *args: object) -> subprocess.CompletedProcess:
+    (tmp_path / "vm.json").write_text(options if isinstance(options, str) else json.dumps(options))
+    return vmm("--config", tmp_path / "vm.json", *args)
+
+
+def test_config_file(tmp_path: Path) -> None:
+    """A JSON file says what the command line can say, which goes before it; a comma in a path is written twice."""
+    (tmp_path / "a,b").write_bytes(bytes(4096))
+    words = {"kernel": str(GUEST), "cmdline": "test=pci-scan", "memory": "64M", "rng": True, "cpus": 1}
+    disks = [{"path": str(tmp_path / "a,b"), "readonly": True}]
+    ran = run_with(tmp_path, words | {"disk": disks}, "--memory", "65M")
+    assert ran.returncode == 0, ran
+    assert "ram 65 MiB" in ran.stdout and "1af4:1044" in ran.stdout and ran.stdout.count("1af4:1042") == 1
+    (tmp_path / "c").write_bytes(bytes(4096))
+    path = str(tmp_path / "a,b").replace(",", ",,")
+    ran = run_with(tmp_path, words | {"disk": str(tmp_path / "c")}, "-drive", f"file={path},readonly=on")
+    assert ran.returncode == 0 and ran.stdout.count("1af4:1042") == 2, ran
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ("", "line 1, column 0"),
+        ("[]", "not a JSON object"),
+        ('{"cpus": 1, "cpus": 2}', "duplicate"),
+        ({"no-such": 1}, "'no-such' is not known"),
+        ({"cpus": "many"}, "cpus: 'many'"),
+        ({"cpus": 0}, "out of range"),
+        ({"cpus": 1.5}, "wrong kind"),
+        ({"rng": "maybe"}, "neither 'on' nor 'off'"),
+        ({"rng": 1}, "true or false"),
+        ({"disk": [{"path": "a"}, {"path": "b", "queues": 99}]}, "disk[1]: queues"),
+        ({"disk": [{"id": "a"}]}, "names no file"),
+        ({"disk": [["a"]]}, "disk[0]"),
+        ({"config": "/etc/passwd"}, "another file"),
+        ({"memory": 17 << 20, "m": "5M"}, "twice"),
+    ],
+)
+def test_bad_config_file(tmp_path: Path, options: object, words: str) -> None:
+    result = run_with(tmp_path, options, "--kernel", HELLO)
+    assert result.returncode == 1 and words in result.stderr and "vm.json" in result.stderr, result
 
 
 def test_no_kvm() -> None:

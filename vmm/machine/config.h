@@ -1,6 +1,6 @@
 /*
  * What a machine is made of, as descriptors and numbers: the monitor opens nothing once it runs. Filled from the
- * command line by options.c.
+ * command line and a JSON file by options.c; what these name is opened by open.c.
  */
 #ifndef GLINT_VMM_MACHINE_CONFIG_H
 #define GLINT_VMM_MACHINE_CONFIG_H
@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "vmm/firmware/firmware.h"
+#include "vmm/machine/option.h"
 #include "vmm/virtio/blk.h"
 
 #include <stdint.h>
@@ -18,41 +19,60 @@
 #define DISK_ID_BYTES     BLK_SERIAL_BYTES
 #define DISK_QUEUES_MAX   16
 #define BOOT_INDEX_MAX    255
-
-/* A file given by path or as fd=N, with the words it was given by for errors. fd -1: not given. */
-struct config_file {
-	const char *name;
-	int fd;
-};
+#define BOOT_INDEX_NONE   (BOOT_INDEX_MAX + 1)
 
 struct vm_config {
 	const char *name;
 	uint64_t memory; /* bytes */
 	unsigned cpus;
 	unsigned io_threads;
-	struct config_file kernel, initrd, restore, kvm;
-	struct config_file firmware, vars;
+	struct option_file kernel, initrd, restore, kvm;
+	struct option_file firmware, vars;
 	uint8_t uuid[FIRMWARE_UUID_BYTES]; /* as people write it; zeros: none */
 	const char *cmdline;
 	struct disk_config {
 		char id[DISK_ID_BYTES + 1]; /* its name for people, and the serial number the guest sees */
+		struct option_file file;
+		bool direct;
+		unsigned boot_index; /* firmware boots from the lowest first; BOOT_INDEX_NONE: not said */
 		struct blk_config blk;
-		int boot_index; /* firmware boots from the lowest first; -1: not said */
 	} disk[MACHINE_DISKS_MAX];
 	unsigned disks;
 	bool rng;
-	int serial_in, serial_out;        /* -1: none */
+	const char *serial, *control; /* as they were asked for; what became of them: */
+	int serial_in, serial_out;    /* -1: none */
+	char serial_pty[32];          /* the pseudo-terminal's name */
+	int serial_other;             /* its other end, kept open; -1: none */
+	int serial_listen;            /* a listening stream socket, whose client the serial port leads to; -1: none */
 	int control_listen, control_peer; /* -1: none */
 	bool paused;
 	bool sandbox;
 	enum log_level log_level;
+
+	bool help, version;
+	struct option_file file; /* --config */
+	json_t *json;            /* what it holds; strings above may be its */
 };
 
+/* Every option there is; for help, and for what makes the manual page. */
+extern const struct option config_options[];
+
 /*
- * Reads the command line and opens what it names. *exit_code is 0 when the caller goes on, else the program ends with
- * *exit_code - 1 (--help, --version). Strings in *config point into @argv.
+ * Reads the command line and the file that --config names, and sees that it makes sense. Opens nothing else. Strings
+ * in *config point into @argv, whose strings are changed.
  */
-[[nodiscard]] struct error *options_parse(int argc, char **argv, struct vm_config *config, int *exit_code);
+[[nodiscard]] struct error *config_parse(int argc, char **argv, struct vm_config *config);
+
+/* --- open.c --- */
+
+/* Opens what the config names: files, /dev/kvm, sockets. */
+[[nodiscard]] struct error *config_open(struct vm_config *config);
 void config_release(struct vm_config *config);
+
+/*
+ * Makes a listening UNIX socket of @type (SOCK_STREAM, SOCK_SEQPACKET) at @path, for its user alone; a stale one that
+ * an ended machine left there is taken away. @what names the option in errors.
+ */
+[[nodiscard]] struct error *config_listen(const char *what, const char *path, int type, int *out);
 
 #endif

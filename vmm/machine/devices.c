@@ -105,7 +105,7 @@ static struct error *create_pci(struct machine *m)
 /* PCI slots of the disks that have a boot index, the lowest first. */
 static void order_boot(const struct machine *m, struct firmware_config *config)
 {
-	for (int index = 0; index <= BOOT_INDEX_MAX; index++)
+	for (unsigned index = 0; index <= BOOT_INDEX_MAX; index++)
 		for (unsigned i = 0; i < m->config->disks; i++)
 			if (m->config->disk[i].boot_index == index)
 				config->boot_slot[config->boot_slots++] = MACHINE_SLOT_DISK + i;

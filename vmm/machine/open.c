@@ -1,0 +1,182 @@
+/*
+ * Opens what the config names. Once a machine runs this is over: the monitor opens nothing more.
+ *
+ * Touches: the files, devices and sockets that its user named.
+ */
+#include "vmm/machine/config.h"
+
+#include "base/cleanup.h"
+#include "base/util.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <termios.h>
+#include <unistd.h>
+
+/* --- listening sockets --- */
+
+/*
+ * A monitor in its sandbox cannot remove the socket it made, so a machine that ended leaves one behind: a socket on
+ * which nobody answers is taken away. Anything else that stands there is left alone.
+ */
+static struct error *remove_stale(const char *what, const struct sockaddr_un *addr, int type)
+{
+	struct stat st;
+
+	if (lstat(addr->sun_path, &st) < 0 || !S_ISSOCK(st.st_mode))
+		return NULL;
+	cleanup_fd int fd = socket(AF_UNIX, type, 0);
+	if (fd < 0)
+		return error_new(errno, "%s: make a socket", what);
+	if (connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) == 0 || errno != ECONNREFUSED)
+		return error_hint(error_new(EADDRINUSE, "%s: make %s", what, addr->sun_path),
+				  "another process answers there: stop that machine, or name another path");
+	if (unlink(addr->sun_path) < 0)
+		return error_new(errno, "%s: remove the stale socket %s", what, addr->sun_path);
+	return NULL;
+}
+
+struct error *config_listen(const char *what, const char *path, int type, int *out)
+{
+	struct sockaddr_un addr = {.sun_family = AF_UNIX};
+
+	type |= SOCK_CLOEXEC | SOCK_NONBLOCK;
+	if (strlen(path) >= sizeof(addr.sun_path))
+		return error_new(ENAMETOOLONG, "%s: %s", what, path);
+	strcpy(addr.sun_path, path); /* bounded above */
+	TRY(remove_stale(what, &addr, type));
+	cleanup_fd int fd = socket(AF_UNIX, type, 0);
+	if (fd < 0)
+		return error_new(errno, "%s: make a socket", what);
+	mode_t old = umask(0077);
+	int rc = bind(fd, (struct sockaddr *)&addr, sizeof(addr));
+	umask(old);
+	if (rc < 0)
+		return error_hint(error_new(errno, "%s: make %s", what, path),
+				  "name a path in a folder that can be written and where nothing is");
+	if (listen(fd, 8) < 0)
+		return error_new(errno, "%s: listen on %s", what, path);
+	*out = steal_fd(&fd);
+	return NULL;
+}
+
+/* --- --serial, --control --- */
+
+/* The master is the port's; the other end stays open here, for without one a master reads errors. */
+static struct error *open_pty(struct vm_config *config)
+{
+	struct termios raw;
+
+	cleanup_fd int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (master < 0 || grantpt(master) < 0 || unlockpt(master) < 0 ||
+	    ptsname_r(master, config->serial_pty, sizeof(config->serial_pty)) != 0)
+		return error_new(errno, "--serial: make a pseudo-terminal");
+	cleanup_fd int other = open(config->serial_pty, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (other < 0 || tcgetattr(other, &raw) < 0)
+		return error_new(errno, "--serial: open %s", config->serial_pty);
+	cfmakeraw(&raw); /* its echo would be typed at the guest */
+	if (tcsetattr(other, TCSANOW, &raw) < 0)
+		return error_new(errno, "--serial: set up %s", config->serial_pty);
+	config->serial_other = steal_fd(&other);
+	config->serial_in = config->serial_out = steal_fd(&master);
+	config->serial = config->serial_pty;
+	log_info("%s: the serial port is %s", config->name, config->serial_pty);
+	return NULL;
+}
+
+static struct error *open_serial(struct vm_config *config)
+{
+	const char *text = config->serial;
+
+	if (strcmp(text, "none") == 0)
+		return NULL;
+	if (strcmp(text, "pty") == 0)
+		return open_pty(config);
+	if (strncmp(text, "socket=", 7) == 0)
+		return config_listen("--serial", text + 7, SOCK_STREAM, &config->serial_listen);
+	if (strncmp(text, "file=", 5) == 0) {
+		config->serial_out = open(text + 5, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0600);
+		if (config->serial_out < 0)
+			return error_new(errno, "--serial: open %s", text + 5);
+		return NULL;
+	}
+	if (strcmp(text, "stdio") == 0) {
+		config->serial_in = STDIN_FILENO;
+		config->serial_out = STDOUT_FILENO;
+		return NULL;
+	}
+	if (!option_is_descriptor(text))
+		return error_hint(error_new(EINVAL, "--serial: '%s'", text),
+				  "write stdio, none, pty, file=PATH, socket=PATH or fd=N");
+	TRY(option_descriptor(text, "--serial", &config->serial_in));
+	config->serial_out = config->serial_in;
+	return NULL;
+}
+
+static struct error *open_control(struct vm_config *config)
+{
+	if (!config->control)
+		return NULL;
+	if (option_is_descriptor(config->control))
+		return option_descriptor(config->control, "--control", &config->control_peer);
+	return config_listen("--control", config->control, SOCK_SEQPACKET, &config->control_listen);
+}
+
+/* --- files --- */
+
+static struct error *open_disk(struct disk_config *disk)
+{
+	int flags = (disk->blk.readonly ? O_RDONLY : O_RDWR) | (disk->direct ? O_DIRECT : 0);
+
+	TRY(option_open(&disk->file, "--disk", flags));
+	disk->blk.fd = steal_fd(&disk->file.fd);
+	disk->blk.name = disk->file.name;
+	return NULL;
+}
+
+static struct error *open_kvm(struct vm_config *config)
+{
+	struct error *err = option_open(&config->kvm, "--kvm", O_RDWR);
+
+	if (!err || option_is_descriptor(config->kvm.name))
+		return err;
+	return error_hint(err, error_errno(err) == EACCES
+				       ? "this user may not use it: join the group kvm"
+				       : "the processor's virtualisation must be on in the firmware, and kvm-intel or "
+					 "kvm-amd loaded");
+}
+
+/* Sockets last: what can fail before them leaves none behind. */
+struct error *config_open(struct vm_config *config)
+{
+	TRY(option_open(&config->kernel, "--kernel", O_RDONLY));
+	TRY(option_open(&config->initrd, "--initrd", O_RDONLY));
+	TRY(option_open(&config->firmware, "--firmware", O_RDONLY));
+	TRY(option_open(&config->vars, "--vars", O_RDWR));
+	TRY(option_open(&config->restore, "--restore", O_RDONLY));
+	for (unsigned i = 0; i < config->disks; i++)
+		TRY(open_disk(&config->disk[i]));
+	TRY(open_kvm(config));
+	TRY(open_serial(config));
+	return open_control(config);
+}
+
+void config_release(struct vm_config *config)
+{
+	close_fd(&config->kernel.fd);
+	close_fd(&config->initrd.fd);
+	close_fd(&config->firmware.fd);
+	close_fd(&config->vars.fd);
+	close_fd(&config->restore.fd);
+	close_fd(&config->kvm.fd);
+	close_fd(&config->serial_other);
+	close_fd(&config->serial_listen);
+	for (unsigned i = 0; i < config->disks; i++)
+		close_fd(&config->disk[i].blk.fd);
+	json_decref(config->json);
+}
