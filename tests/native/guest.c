@@ -30,6 +30,7 @@ static const struct {
 	{"blk-limits", test_blk_limits},
 	{"blk-malformed", test_blk_malformed},
 	{"blk-fuzz", test_blk_fuzz},
+	{"display", test_display},
 	{"load", test_load},
 	{"generations", test_generations},
 	{"dirty", test_dirty},

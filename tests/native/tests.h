@@ -31,6 +31,8 @@ void test_blk_ranges(void);
 void test_blk_limits(void);
 void test_blk_malformed(void);
 void test_blk_fuzz(void);
+/* test_display.c */
+void test_display(void);
 /* test_load.c */
 void test_load(void);
 void test_generations(void);

@@ -51,6 +51,14 @@ static struct error *get_stats(void *self, struct control_call *call, json_t **r
 	return NULL;
 }
 
+static struct error *need_display(const struct machine *m)
+{
+	if (!m->display)
+		return error_hint(error_new(ENODEV, "%s has no display", m->config->name),
+				  "start it with --display on");
+	return NULL;
+}
+
 static struct error *do_pause(void *self, struct control_call *call, json_t **result)
 {
 	(void)result;
@@ -105,6 +113,20 @@ static struct error *do_save(void *self, struct control_call *call, json_t **res
 	return err;
 }
 
+/* The picture goes to the descriptor that came with the call: a file or a memfd. */
+static struct error *do_screenshot(void *self, struct control_call *call, json_t **result)
+{
+	struct machine *m = self;
+
+	(void)result;
+	TRY(no_params(call));
+	TRY(need_display(m));
+	if (call->fd_count != 1)
+		return error_hint(error_new(EINVAL, "%u descriptors came along", call->fd_count),
+				  "pass one, a regular file or memfd open for writing");
+	return display_screenshot(m->display, call->fds[0]);
+}
+
 static struct error *do_quit(void *self, struct control_call *call, json_t **result)
 {
 	(void)result;
@@ -116,7 +138,8 @@ static struct error *do_quit(void *self, struct control_call *call, json_t **res
 static const struct control_method methods[] = {
 	{"status", get_status}, {"stats", get_stats}, {"pause", do_pause},
 	{"resume", do_resume},  {"reset", do_reset},  {"power-button", do_power_button},
-	{"save", do_save},      {"quit", do_quit},    {NULL, NULL},
+	{"save", do_save},      {"quit", do_quit},    {"screenshot", do_screenshot},
+	{NULL, NULL},
 };
 
 struct error *machine_serve(struct machine *machine)

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "vmm/display/display.h"
 #include "vmm/firmware/firmware.h"
 #include "vmm/machine/option.h"
 #include "vmm/virtio/blk.h"
@@ -38,6 +39,7 @@ struct vm_config {
 		struct blk_config blk;
 	} disk[MACHINE_DISKS_MAX];
 	unsigned disks;
+	struct display_config display; /* width 0: none */
 	bool rng;
 	const char *serial, *control; /* as they were asked for; what became of them: */
 	int serial_in, serial_out;    /* -1: none */

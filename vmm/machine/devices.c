@@ -91,6 +91,10 @@ static struct error *create_pci(struct machine *m)
 	machine_add_unit(m, "pci", &pci_unit, &m->pci);
 	for (unsigned i = 0; i < m->config->io_threads; i++)
 		TRY(iothread_new(&m->io[i], i));
+	if (m->config->display.width) {
+		TRY(display_new(&m->display, &m->memory, m->vm_fd, &m->pci, MACHINE_SLOT_DISPLAY, &m->config->display));
+		machine_add_unit(m, "display", &display_unit, m->display);
+	}
 	if (m->config->rng) {
 		TRY(rng_new(&m->rng, &m->memory, m->io[0]));
 		TRY(add_virtio(m, MACHINE_SLOT_RNG, "rng", rng_device(m->rng)));
@@ -159,6 +163,7 @@ void machine_destroy_devices(struct machine *m)
 		virtio_pci_free(m->slot[i]);
 	for (unsigned i = 0; i < MACHINE_DISKS_MAX; i++)
 		blk_free(m->disk[i]);
+	display_free(m->display);
 	rng_free(m->rng);
 	for (unsigned i = 0; i < MACHINE_IO_MAX; i++)
 		iothread_free(m->io[i]);

@@ -19,6 +19,7 @@
 #include "vmm/devices/reset.h"
 #include "vmm/devices/rtc.h"
 #include "vmm/devices/serial.h"
+#include "vmm/display/display.h"
 #include "vmm/firmware/firmware.h"
 #include "vmm/firmware/lpc.h"
 #include "vmm/machine/config.h"
@@ -80,6 +81,7 @@ struct machine {
 	struct rtc rtc;
 	struct pm pm;
 	struct reset reset;
+	struct display *display;
 	struct rng *rng;
 	struct blk *disk[MACHINE_DISKS_MAX];
 	struct lpc lpc;

@@ -130,6 +130,31 @@ static struct error *set_uuid(const char *what, const char *text, void *object)
 	return NULL;
 }
 
+static struct error *set_display(const char *what, const char *text, void *object)
+{
+	struct vm_config *config = object;
+	unsigned width = 0, height = 0;
+	int end = 0;
+
+	if (strcmp(text, "off") == 0) {
+		config->display.width = 0;
+		return NULL;
+	}
+	if (strcmp(text, "on") == 0) {
+		width = DISPLAY_DEFAULT_WIDTH;
+		height = DISPLAY_DEFAULT_HEIGHT;
+	} else if (strlen(text) > 9 || sscanf(text, "%ux%u%n", &width, &height, &end) != 2 || text[end] != '\0') {
+		width = 0;
+	}
+	if (!display_size_fits(width, height))
+		return error_hint(error_new(EINVAL, "%s: '%s' is no display", what, text),
+				  "on, off, or WxH: at least %ux%u, W a multiple of 8, neither more than %u, and not "
+				  "more than 2560x1600 in all",
+				  DISPLAY_WIDTH_MIN, DISPLAY_HEIGHT_MIN, DISPLAY_SIDE_MAX);
+	config->display = (struct display_config){(uint16_t)width, (uint16_t)height};
+	return NULL;
+}
+
 static const struct option_choice log_levels[] = {{"error", LOG_LEVEL_ERROR},
 						  {"warning", LOG_LEVEL_WARNING},
 						  {"info", LOG_LEVEL_INFO},
@@ -160,6 +185,8 @@ const struct option config_options[] = {
 	{"disk", OPTION_GROUP, AT(disk), .aka = "drive drives", .group = &disk_group,
 	 .value = "path=FILE[,FIELD=VALUE]...", .help = "a raw disk on virtio-blk; may be given up to 16 times"},
 	{"rng", OPTION_FLAG, AT(rng), .help = "a virtio entropy source"},
+	{"display", OPTION_OWN, .own = set_display, .aka = "vga", .value = "on|off|WxH",
+	 .help = "a display that prefers pictures of W x H pixels (default: off; on is 1280x800)"},
 	{"serial", OPTION_TEXT, AT(serial), .value = "stdio|none|pty|file=PATH|socket=PATH|fd=N",
 	 .help = "where the first serial port leads (default: stdio; on a terminal, Ctrl-A x ends the machine). A "
 		 "pty's "

@@ -88,6 +88,7 @@ static struct error *write_stream(struct machine *machine, int fd)
 	TRY(saved_unit(s, "cpu-model", 1, cpu_model_state, &machine->vcpus.model));
 	TRY(each_unit(machine, s));
 	TRY(all_memory(machine, s));
+	TRY(display_bulk(machine->display, s));
 	TRY(firmware_bulk(&machine->firmware, s, false));
 	return saved_finish(s);
 }
@@ -126,6 +127,7 @@ static struct error *read_stream(struct machine *machine, int fd)
 	TRY(vcpus_apply_model(&machine->vcpus));
 	TRY(each_unit(machine, s));
 	TRY(all_memory(machine, s));
+	TRY(display_bulk(machine->display, s));
 	TRY(firmware_bulk(&machine->firmware, s, true));
 	TRY(saved_finish(s));
 	for (unsigned i = 0; i < machine->units; i++) {

@@ -106,10 +106,15 @@ struct error *memory_attach(struct memory *mem, int vm_fd)
 	return NULL;
 }
 
+uint32_t memory_new_slot(struct memory *mem)
+{
+	return slot_number(MEMORY_SPACE_NORMAL, MEMORY_REGIONS + mem->extra_slots++);
+}
+
 struct error *memory_add_rom(struct memory *mem, int vm_fd, uint64_t gpa, uint64_t size, void *host)
 {
 	struct kvm_userspace_memory_region region = {
-		.slot = slot_number(MEMORY_SPACE_NORMAL, MEMORY_REGIONS + mem->roms),
+		.slot = memory_new_slot(mem),
 		.flags = KVM_MEM_READONLY,
 		.guest_phys_addr = gpa,
 		.memory_size = size,
@@ -119,6 +124,5 @@ struct error *memory_add_rom(struct memory *mem, int vm_fd, uint64_t gpa, uint64
 	if (ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION, &region) < 0)
 		return error_new(errno, "give the guest %llu KiB of read-only memory at 0x%llx",
 				 (unsigned long long)(size / KIB), (unsigned long long)gpa);
-	mem->roms++;
 	return NULL;
 }

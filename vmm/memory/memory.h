@@ -37,7 +37,7 @@ struct memory {
 	uint64_t size;
 	uint8_t *host;
 	unsigned regions;
-	unsigned roms;
+	unsigned extra_slots; /* of KVM, besides the regions': ROMs and windows (window.h) */
 	struct memory_region region[MEMORY_REGIONS];
 };
 
@@ -53,6 +53,9 @@ void memory_destroy(struct memory *mem);
  * may be mapped anew. It is no RAM: memory_at() does not know it. All of it whole pages, before the guest runs.
  */
 [[nodiscard]] struct error *memory_add_rom(struct memory *mem, int vm_fd, uint64_t gpa, uint64_t size, void *host);
+
+/* The number of a KVM memory slot that nobody else has. Before the guest runs. */
+uint32_t memory_new_slot(struct memory *mem);
 
 /*
  * The host address of the guest-physical range [gpa, gpa + len), or NULL when any byte of it is not RAM or it spans

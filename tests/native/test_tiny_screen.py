@@ -1,0 +1,102 @@
+"""The display as a guest's program draws on it and as it is seen from outside, bit for bit."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tiny import Tiny
+
+Start = Callable[..., Tiny]
+
+WIDTH, HEIGHT = 640, 480
+
+
+def screenshot(vm: Tiny) -> tuple[int, int, bytes]:
+    """Width, height and three bytes a pixel."""
+    fd = os.memfd_create("picture")
+    try:
+        vm.call("screenshot", fd)
+        data = os.pread(fd, 1 << 26, 0)
+    finally:
+        os.close(fd)
+    magic, size, most, pixels = data.split(b"\n", 3)
+    assert (magic, most) == (b"P6", b"255")
+    width, height = map(int, size.split())
+    assert len(pixels) == 3 * width * height
+    return width, height, pixels
+
+
+def picture(rows: dict[int, int]) -> tuple[int, int, bytes]:
+    """What test_display.c draws; @rows: those with another colour, without the line."""
+    data = bytearray()
+    for y in range(HEIGHT):
+        colour = rows.get(y, y * 0x010203 & 0xFFFFFF)
+        row = bytearray(colour.to_bytes(3) * WIDTH)
+        if y not in rows:
+            row[3 * y : 3 * y + 3] = b"\xff\xff\xff"
+        data += row
+    return WIDTH, HEIGHT, bytes(data)
+
+
+def step(vm: Tiny, word: str) -> None:
+    vm.expect(f"DISPLAY {word}\n")
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_picture(tiny: Start, tmp_path: Path, moving: bool) -> None:
+    """A mode, what is drawn, a frame buffer whose BAR moves; with moving, in a new process before each look."""
+    count = 0
+
+    def look(vm: Tiny) -> Tiny:
+        nonlocal count
+        if moving:
+            count += 1
+            path = tmp_path / f"state{count}"
+            vm.save(path)
+            vm.call("quit")
+            assert vm.wait() == 0
+            assert path.stat().st_size < 9 << 20  # of the frame buffer only what is drawn
+            vm = tiny("", "--display", "1024x768", restore=path)
+        return vm
+
+    vm = tiny("display", "--display", "1024x768")
+    step(vm, "dark")
+    assert "no picture" in vm.try_call("screenshot", os.memfd_create("picture"))["error"]["message"]
+    vm = look(vm)
+    vm.send("x")
+    step(vm, "drawn")
+    vm = look(vm)
+    rows: dict[int, int] = {}
+    assert screenshot(vm) == picture(rows)
+    for word, row, colour in [("row", 100, 0xFF0000), ("moved", 200, 0x00FF00), ("back", 300, 0x0000FF)]:
+        vm.send("x")
+        step(vm, word)
+        rows[row] = colour
+        vm = look(vm)
+        assert screenshot(vm) == picture(rows)
+    vm.send("x")
+    step(vm, "off")
+    assert "error" in vm.try_call("screenshot", os.memfd_create("picture"))
+    vm.send("x")
+    vm.expect("TEST display ok")
+    assert vm.wait() == 0
+
+
+def test_what_is_refused(tiny: Start, tmp_path: Path) -> None:
+    vm = tiny("idle")
+    assert "--display" in vm.try_call("screenshot", os.memfd_create("picture"))["error"]["data"]["hint"]
+    vm.close()
+    vm = tiny("display", "--display", "on")
+    step(vm, "dark")
+    assert "regular file" in vm.try_call("screenshot", vm.control.fileno())["error"]["message"]
+    assert "descriptors" in vm.try_call("screenshot")["error"]["message"]
+    vm.save(tmp_path / "state")
+    vm.call("quit")
+    vm.wait()
+    vm = tiny("", restore=tmp_path / "state")
+    assert vm.wait() == 1 and "contract" in vm.errors
+    for word in ["1x1", "4096x4096", "1025x768", "1024x768x", "x", "", "99999999999x1", "-1024x768"]:
+        vm = tiny("", "--display", word)
+        assert vm.wait() == 1 and "--display" in vm.errors, word
