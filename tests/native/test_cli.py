@@ -84,6 +84,27 @@ def test_bad_words(args: list, words: str) -> None:
     assert all(line.startswith("glint-vmm: ") for line in result.stderr.splitlines())
 
 
+def complete(*words: str) -> list[str]:
+    """What bash offers for the last word."""
+    script = f"""source {BUILD}/vmm/glint-vmm.bash; compopt() {{ :; }}
+    COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _glint_vmm; printf '%s\\n' "${{COMPREPLY[@]}}" """
+    ran = subprocess.run(["bash", "-c", script, "bash", *words], capture_output=True, text=True, check=True)
+    return ran.stdout.split()
+
+
+def test_manual_and_completion(tmp_path: Path) -> None:
+    """Both know every option that --help knows."""
+    names = re.findall(r"^  --([a-z-]+)", vmm("--help").stdout, re.M)
+    page = (BUILD / "vmm/glint-vmm.1").read_text()
+    assert len(names) > 15 and all("\\fB\\-\\-" + name.replace("-", "\\-") + "\\fR" in page for name in names)
+    assert complete("glint-vmm", "--") == [f"--{name}" for name in names]
+    assert complete("glint-vmm", "--log-level", "w") == ["warning"]
+    assert "queues=" in complete("glint-vmm", "--disk", "")
+    assert complete("glint-vmm", "--disk", "a.raw,readonly", "=", "o") == ["on", "off"]
+    (tmp_path / "kernel").touch()
+    assert complete("glint-vmm", "--kernel", f"{tmp_path}/k") == [f"{tmp_path}/kernel"]
+
+
 def run_with(tmp_path: Path, options: object, *args: object) -> subprocess.CompletedProcess:
     (tmp_path / "vm.json").write_text(options if isinstance(options, str) else json.dumps(options))
     return vmm("--config", tmp_path / "vm.json", *args)

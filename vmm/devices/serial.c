@@ -23,6 +23,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
@@ -129,7 +130,7 @@ static void receive(struct serial *serial, uint8_t byte)
 /* Bytes that may be taken from the input now. */
 static size_t rx_room(const struct serial *serial)
 {
-	if (serial->paused || serial->in.fd < 0 || (serial->mcr & MCR_LOOP))
+	if (serial->paused || (serial->mcr & MCR_LOOP))
 		return 0;
 	return rx_depth(serial) - serial->rx_count;
 }
@@ -138,8 +139,11 @@ static size_t rx_room(const struct serial *serial)
 
 static void out_gone(struct serial *serial, int errnum)
 {
-	log_warn("serial port on GSI %u: its output has gone (%s): what the guest writes from now on is dropped",
-		 serial->gsi, strerror(errnum));
+	/* One who hangs up is no surprise. */
+	if (serial->peer_fd < 0)
+		log_warn(
+			"serial port on GSI %u: its output has gone (%s): what the guest writes from now on is dropped",
+			serial->gsi, strerror(errnum));
 	serial->out.fd = -1;
 	serial->unsent_count = 0;
 }
@@ -226,6 +230,37 @@ static void in_event(void *self, int fd, uint32_t events)
 	pump_in(self);
 }
 
+/* From what was read ahead into the FIFO. */
+static void take_typed(struct serial *serial)
+{
+	size_t n = MIN(serial->typed_count, rx_room(serial));
+
+	for (size_t i = 0; i < n; i++)
+		receive(serial, serial->typed[i]);
+	serial->typed_count -= n;
+	memmove(serial->typed, serial->typed + n, serial->typed_count);
+}
+
+/* Reads all there is: the filter sees it at once, the guest when it has room. Returns false when the input has ended.
+ */
+static bool read_ahead(struct serial *serial)
+{
+	uint8_t bytes[SERIAL_FIFO];
+	ssize_t n;
+
+	while ((n = stream_read(&serial->in, bytes, sizeof(bytes))) > 0)
+		for (ssize_t i = 0; i < n; i++)
+			if (!serial->filter(serial->filter_arg, bytes[i]) && serial->typed_count < SERIAL_TYPED)
+				serial->typed[serial->typed_count++] = bytes[i];
+	return n < 0 && (errno == EAGAIN || errno == EINTR);
+}
+
+/* Whether more input is wanted now. */
+static bool may_read(const struct serial *serial)
+{
+	return serial->in.fd >= 0 && (serial->filter || rx_room(serial) > 0);
+}
+
 /*
  * Takes what there is room for, until a read gives less than that: for files, which always give all they have, that is
  * the end. Returns false when the input has ended.
@@ -234,13 +269,14 @@ static bool take_input(struct serial *serial)
 {
 	uint8_t bytes[SERIAL_FIFO];
 
-	for (size_t room = rx_room(serial); room > 0; room = rx_room(serial)) {
+	if (serial->filter)
+		return serial->in.fd < 0 || read_ahead(serial);
+	for (size_t room = rx_room(serial); room > 0 && serial->in.fd >= 0; room = rx_room(serial)) {
 		ssize_t n = stream_read(&serial->in, bytes, room);
 		if (n < 0)
 			return errno == EAGAIN || errno == EINTR;
 		for (ssize_t i = 0; i < n; i++)
-			if (!serial->filter || !serial->filter(serial->filter_arg, bytes[i]))
-				receive(serial, bytes[i]);
+			receive(serial, bytes[i]);
 		if ((size_t)n < room)
 			return n > 0 && !serial->in.is_file;
 	}
@@ -256,8 +292,9 @@ static void pump_in(void *self)
 	pthread_mutex_lock(&serial->lock);
 	if (!take_input(serial))
 		serial->in.fd = -1;
+	take_typed(serial);
 	update_line(serial);
-	if (rx_room(serial) == 0) {
+	if (!may_read(serial)) {
 		loop_remove(serial->in_source);
 		serial->in_source = NULL;
 	} else if (!serial->in_source) {
@@ -446,6 +483,7 @@ static void registers_at_power_on(struct serial *serial)
 	serial->divisor = DIVISOR_9600;
 	serial->thr_empty_pending = false;
 	serial->rx_count = 0;
+	serial->typed_count = 0;
 }
 
 struct error *serial_init(struct serial *serial, struct bus *pio, struct irqs *irqs, uint16_t base, unsigned gsi,
@@ -459,7 +497,7 @@ struct error *serial_init(struct serial *serial, struct bus *pio, struct irqs *i
 	/* Ports that share a line (COM1 and COM3) differ in this. */
 	serial->source = base / SERIAL_PORTS % 32;
 	serial->paused = true;
-	serial->own_fd = -1;
+	serial->own_fd = serial->peer_fd = -1;
 	/* Mapped, not embedded: nobody's memset() then takes pages that hardly any machine needs. */
 	serial->unsent = mmap(NULL, SERIAL_OUT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (serial->unsent == MAP_FAILED)
@@ -476,11 +514,60 @@ struct error *serial_init(struct serial *serial, struct bus *pio, struct irqs *i
 	return bus_add(pio, base, SERIAL_PORTS, &ops, serial);
 }
 
+void serial_filter(struct serial *serial, bool (*filter)(void *arg, uint8_t byte), void *arg)
+{
+	serial->filter = filter;
+	serial->filter_arg = arg;
+	pump_in(serial);
+}
+
+/* Whether somebody who could read or write is at the other side. */
+static bool is_connected(const struct serial *serial)
+{
+	struct pollfd p = {.fd = serial->peer_fd};
+
+	if (serial->peer_fd < 0)
+		return serial->in.fd >= 0 || serial->out.fd >= 0;
+	return poll(&p, 1, 0) == 0;
+}
+
+static void disconnect(struct serial *serial)
+{
+	loop_remove(serial->in_source);
+	loop_remove(serial->out_source);
+	serial->in_source = serial->out_source = NULL;
+	serial->unsent_count = serial->unsent_start = 0;
+	close_fd(&serial->own_fd);
+	close_fd(&serial->peer_fd);
+}
+
+struct error *serial_connect(struct serial *serial, int fd)
+{
+	cleanup_fd int peer = fd;
+
+	if (is_connected(serial))
+		return error_new(EBUSY, "serial port on GSI %u: somebody is connected", serial->gsi);
+	/* epoll knows a descriptor once; the two directions are two sources. */
+	cleanup_fd int own = fcntl(peer, F_DUPFD_CLOEXEC, 0);
+	if (own < 0)
+		return error_new(errno, "serial port on GSI %u: connect", serial->gsi);
+	pthread_mutex_lock(&serial->lock);
+	disconnect(serial);
+	serial->peer_fd = steal_fd(&peer);
+	serial->own_fd = steal_fd(&own);
+	serial->in = stream_on(serial->peer_fd);
+	serial->out = stream_on(serial->own_fd);
+	pthread_mutex_unlock(&serial->lock);
+	pump_in(serial);
+	return NULL;
+}
+
 void serial_destroy(struct serial *serial)
 {
 	loop_remove(serial->in_source);
 	loop_remove(serial->out_source);
 	close_fd(&serial->own_fd);
+	close_fd(&serial->peer_fd);
 	munmap(serial->unsent, SERIAL_OUT_BYTES);
 	pthread_mutex_destroy(&serial->lock);
 }
@@ -520,6 +607,7 @@ static void state(void *self, struct saved *s)
 	saved_u16(s, "divisor", &serial->divisor);
 	saved_bool(s, "thr-empty-pending", &serial->thr_empty_pending);
 	saved_blob(s, "received", serial->rx, &serial->rx_count, SERIAL_FIFO);
+	saved_blob(s, "typed", serial->typed, &serial->typed_count, SERIAL_TYPED);
 	straighten(serial);
 	saved_blob(s, "unsent", serial->unsent, &serial->unsent_count, SERIAL_OUT_BYTES);
 	if (!saved_loading(s))

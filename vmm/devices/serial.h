@@ -7,7 +7,9 @@
  * - Out: a byte goes straight to the descriptor if it takes it, else into a buffer that the loop's thread empties. When
  *   that is nearly full, the port says "transmitter busy" until there is room: the guest sees a slow line. A reader who
  *   has gone is no reader: bytes are dropped until the end.
- * - In: no more is read than the receive FIFO has room for, so what the guest has not taken waits in the descriptor.
+ * - In: no more is read than the receive FIFO has room for, so what the guest has not taken waits in the descriptor. A
+ *   port with a filter reads on, into a buffer: the filter's keys must arrive even where the guest never reads. When
+ *   that is full, keys are lost, as from any keyboard that nobody serves.
  */
 #ifndef GLINT_VMM_DEVICES_SERIAL_H
 #define GLINT_VMM_DEVICES_SERIAL_H
@@ -20,6 +22,7 @@
 
 #define SERIAL_PORTS     8            /* I/O ports of one */
 #define SERIAL_FIFO      16           /* bytes of the chip's FIFOs */
+#define SERIAL_TYPED     256          /* bytes read ahead of the guest where there is a filter */
 #define SERIAL_OUT_BYTES (64u * 1024) /* of the buffer for a slow reader; its pages are taken when it is used */
 
 struct serial {
@@ -29,11 +32,13 @@ struct serial {
 	unsigned gsi, source;
 	struct stream in, out;                      /* descriptor -1: none, or gone */
 	int own_fd;                                 /* that of out, when it had to be duplicated; else -1 */
+	int peer_fd;                                /* a connection that came by serial_connect(); -1: none */
 	struct loop_source *in_source, *out_source; /* the loop thread's: NULL while there is nothing to wait for */
 	bool paused;
-	/* Looks at each byte that comes in before the guest does; true: it is not for the guest. NULL: all are. */
-	bool (*filter)(void *arg, uint8_t byte);
+	bool (*filter)(void *arg, uint8_t byte); /* NULL: none */
 	void *filter_arg;
+	uint8_t typed[SERIAL_TYPED]; /* with a filter: what came in and is not yet in rx */
+	size_t typed_count;
 
 	uint8_t ier, lcr, mcr, scratch;
 	uint8_t fcr;        /* as far as it holds: enable, DMA mode, trigger */
@@ -55,6 +60,16 @@ struct serial {
 [[nodiscard]] struct error *serial_init(struct serial *serial, struct bus *pio, struct irqs *irqs, uint16_t base,
 					unsigned gsi, struct loop *loop, int in_fd, int out_fd);
 void serial_destroy(struct serial *serial);
+
+/*
+ * On the loop's thread: the port leads to the connected socket @fd, which becomes its own. One at a time: EBUSY until
+ * the one before has hung up; when it shuts down its sending half only, it still gets what the guest writes. For ports
+ * made with descriptors -1.
+ */
+[[nodiscard]] struct error *serial_connect(struct serial *serial, int fd);
+
+/* Before threads run: @filter looks at each byte that comes in before the guest does; true: it is not for the guest. */
+void serial_filter(struct serial *serial, bool (*filter)(void *arg, uint8_t byte), void *arg);
 
 extern const struct unit_ops serial_unit;
 

@@ -19,10 +19,10 @@ static struct error *get_status(void *self, struct control_call *call, json_t **
 	struct machine *m = self;
 
 	TRY(no_params(call));
-	*result = json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:i, s:i, s:b}", "name", m->config->name, "type",
+	*result = json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:i, s:i, s:s, s:b}", "name", m->config->name, "type",
 			    MACHINE_TYPE, "version", GLINT_VERSION, "state", machine_state_name(m), "why", m->why,
 			    "memory", (json_int_t)m->memory.size, "vcpus", (int)m->config->cpus, "disks",
-			    (int)m->config->disks, "sandbox", m->config->sandbox);
+			    (int)m->config->disks, "serial", m->config->serial, "sandbox", m->config->sandbox);
 	return NULL;
 }
 

@@ -23,24 +23,12 @@ void machine_add_unit(struct machine *m, const char *name, const struct unit_ops
 	m->unit[m->units++] = unit;
 }
 
-static bool filter_key(void *arg, uint8_t byte)
-{
-	struct machine *m = arg;
-	enum terminal_key key = terminal_key(&m->terminal, byte);
-
-	if (key == TERMINAL_QUIT)
-		machine_quit(m);
-	return key != TERMINAL_FOR_GUEST;
-}
-
 static struct error *create_legacy(struct machine *m)
 {
 	uint64_t low = m->memory.region[0].size;
 
 	TRY(serial_init(&m->serial, &m->pio, &m->irqs, SERIAL_PORT, SERIAL_GSI, m->loop, m->config->serial_in,
 			m->config->serial_out));
-	m->serial.filter = filter_key;
-	m->serial.filter_arg = m;
 	machine_add_unit(m, "serial0", &serial_unit, &m->serial);
 	TRY(rtc_init(&m->rtc, &m->pio, &m->irqs, m->loop, low, m->memory.size - low));
 	machine_add_unit(m, "rtc", &rtc_unit, &m->rtc);

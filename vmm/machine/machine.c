@@ -202,7 +202,7 @@ struct error *machine_create(struct machine *m, struct vm_config *config)
 	TRY(create_processor(m));
 	TRY(machine_create_devices(m));
 	TRY(machine_serve(m));
-	terminal_take(&m->terminal, config->serial_in);
+	TRY(machine_open_line(m));
 	TRY(start_threads(m));
 	TRY(load(m));
 	close_fd(&m->config->kvm.fd); /* nothing more is asked of it */

@@ -113,6 +113,11 @@ void machine_add_unit(struct machine *machine, const char *name, const struct un
 /* PCI's 64-bit window begins at the first GiB above RAM. */
 uint64_t machine_mmio64_base(const struct machine *machine);
 
+/* --- serial_line.c --- */
+
+/* Takes the terminal, or lets clients come to the serial port's socket. */
+[[nodiscard]] struct error *machine_open_line(struct machine *machine);
+
 /* --- machine.c --- */
 
 /*
