@@ -1,6 +1,7 @@
 /*
- * Fuzzing of the legacy devices: a guest that reads and writes the ports of serial, clock, power management and reset
- * at will, beside typed input, a power button, and pauses with a round trip through saved state.
+ * Fuzzing of the legacy devices: a guest that reads and writes the ports of serial, clock, power management, reset and
+ * keyboard controller at will, beside typed input, keys and a mouse, a power button, and pauses with a round trip
+ * through saved state.
  *
  * The input is a list of 8-byte operations. Whatever the guest does, the devices stay within their bounds, and what it
  * did must load again.
@@ -9,6 +10,7 @@
 #include "base/loop.h"
 #include "base/util.h"
 #include "saved/saved.h"
+#include "vmm/devices/i8042.h"
 #include "vmm/devices/pm.h"
 #include "vmm/devices/reset.h"
 #include "vmm/devices/rtc.h"
@@ -36,6 +38,7 @@ struct board {
 	struct rtc rtc;
 	struct pm pm;
 	struct reset reset;
+	struct i8042 i8042;
 };
 
 static struct board board;
@@ -88,6 +91,7 @@ static void make(void)
 	need_ok(rtc_init(&b->rtc, &b->pio, &b->irqs, b->loop, 2 * GIB, GIB));
 	need_ok(pm_init(&b->pm, &b->pio, &b->irqs, b->loop, &events));
 	need_ok(reset_init(&b->reset, &b->pio, &b->pci, &events));
+	need_ok(i8042_init(&b->i8042, &b->pio, &b->irqs, &events, true));
 	b->rtc.now = now_us;
 	b->rtc.seen = clock_us;
 	b->pm.now = now_ns;
@@ -111,10 +115,8 @@ static const struct {
 	const struct unit_ops *ops;
 	void *self;
 } units[] = {
-	{"serial", &serial_unit, &board.serial},
-	{"rtc", &rtc_unit, &board.rtc},
-	{"pm", &pm_unit, &board.pm},
-	{"reset", &reset_unit, &board.reset},
+	{"serial", &serial_unit, &board.serial}, {"rtc", &rtc_unit, &board.rtc},       {"pm", &pm_unit, &board.pm},
+	{"reset", &reset_unit, &board.reset},    {"i8042", &i8042_unit, &board.i8042},
 };
 
 static void resume(void)
@@ -192,6 +194,9 @@ static void check(void)
 	need(board.rtc.index < RTC_BYTES && board.rtc.cmos[0x0d] == 0x80);
 	/* A line is high only when its device has a reason that the guest can read. */
 	need(!board.irqs.sources[RTC_GSI] || (board.rtc.cmos[0x0c] & 0x80));
+	need(board.i8042.keyboard.out.count <= PS2_QUEUE_BYTES && board.i8042.mouse.out.count <= PS2_QUEUE_BYTES);
+	need(!(board.irqs.sources[1] || board.irqs.sources[12]) || board.i8042.full);
+	need(!(board.irqs.sources[1] && board.irqs.sources[12]) && board.i8042.own_count <= I8042_OWN_BYTES);
 	need(!board.irqs.sources[4] || (board.serial.mcr & 0x18) == 0x08);
 }
 
@@ -199,7 +204,8 @@ static void access_port(const uint8_t *op)
 {
 	static const struct {
 		uint16_t base, count;
-	} ranges[] = {{COM1, 8}, {0x70, 2}, {PM_BASE, 16}, {PM_BASE + PM_GPE0, 16}, {0xcf8, 4}, {0x64, 1}, {0x92, 1}};
+	} ranges[] = {{COM1, 8},  {0x70, 2}, {PM_BASE, 16}, {PM_BASE + PM_GPE0, 16},
+		      {0xcf8, 4}, {0x64, 1}, {0x92, 1},     {0x60, 1}};
 	unsigned which = op[1] % ARRAY_SIZE(ranges), size = 1u << (op[2] % 4);
 	uint64_t port = ranges[which].base + op[3] % ranges[which].count, value = 0;
 
@@ -207,6 +213,11 @@ static void access_port(const uint8_t *op)
 	value |= value << 32;
 	if (op[0] & 1) {
 		bus_read(&board.pio, port, size);
+		return;
+	}
+	if (which == 5 && (op[0] & 2)) { /* a command with its parameter, perhaps to the mouse */
+		bus_write(&board.pio, 0x64, op[4], 1);
+		bus_write(&board.pio, 0x60, op[5], 1);
 		return;
 	}
 	if (which == 1 && size == 1) { /* index and data in one go, or little happens */
@@ -250,6 +261,12 @@ static void step(const uint8_t *op)
 		break;
 	case 13:
 		pm_power_button(&board.pm);
+		break;
+	case 15:
+		if (op[1] & 1)
+			i8042_key(&board.i8042, op[2], op[1] & 2);
+		else
+			i8042_mouse(&board.i8042, (int)op[2] << (op[1] >> 4), -(int)op[3], (int8_t)op[4], op[5]);
 		break;
 	case 14:
 		if (op[1] % 8 == 0)

@@ -2,7 +2,7 @@
  * Calls one method of glint-vmm's control socket and prints the answer, a line of JSON: for tests on a host where
  * starting Python takes seconds.
  *
- *     ctl SOCKET METHOD [PATH]     PATH is created and its descriptor passed along
+ *     ctl SOCKET METHOD [PATH [PARAMS]]   PATH is created and its descriptor passed along ("": none); PARAMS is JSON
  *
  * Exit status: 0 a result, 1 an error came back, 2 no answer.
  */
@@ -19,14 +19,15 @@ static int complain(const char *what)
 	return 2;
 }
 
-static ssize_t send_call(int sock, const char *method, int passed)
+static ssize_t send_call(int sock, const char *method, int passed, const char *params)
 {
 	union {
 		struct cmsghdr head;
 		char room[CMSG_SPACE(sizeof(int))];
 	} control = {0};
-	char text[256];
-	int len = snprintf(text, sizeof(text), "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"%s\"}", method);
+	char text[4096];
+	int len = snprintf(text, sizeof(text), "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"%s\",\"params\":%s}", method,
+			   params);
 	struct iovec iov = {text, (size_t)len};
 	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
 
@@ -47,16 +48,16 @@ int main(int argc, char **argv)
 	int passed = -1;
 
 	if (argc < 3 || strlen(argv[1]) >= sizeof(addr.sun_path)) {
-		fprintf(stderr, "usage: ctl SOCKET METHOD [PATH]\n");
+		fprintf(stderr, "usage: ctl SOCKET METHOD [PATH [PARAMS]]\n");
 		return 2;
 	}
 	strcpy(addr.sun_path, argv[1]);
 	int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (sock < 0 || connect(sock, (struct sockaddr *)&addr, sizeof(addr)) < 0)
 		return complain(argv[1]);
-	if (argc > 3 && (passed = open(argv[3], O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)) < 0)
+	if (argc > 3 && argv[3][0] && (passed = open(argv[3], O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)) < 0)
 		return complain(argv[3]);
-	if (send_call(sock, argv[2], passed) < 0)
+	if (send_call(sock, argv[2], passed, argc > 4 ? argv[4] : "{}") < 0)
 		return complain("send");
 	for (;;) {
 		ssize_t n = recv(sock, answer, sizeof(answer) - 1, 0);

@@ -95,9 +95,11 @@ class Guest:
         assert status == "0>", f"in the guest: {command}: {status} {output}"
         return output.strip("\n")
 
-    def call(self, method: str, path: str | None = None, check: bool = True) -> dict:
+    def call(self, method: str, path: str | None = None, check: bool = True, **params: object) -> dict:
         """Calls the control socket; @path is created on the host and passed along."""
-        result: Result = self.host.run([CTL, self.socket, method, *([path] if path else [])], check=False, timeout=120)
+        result: Result = self.host.run(
+            [CTL, self.socket, method, path or "", json.dumps(params)], check=False, timeout=120
+        )
         if check:
             assert result.rc == 0, f"{method}: {result.text}{result.stderr.decode()}"
         return json.loads(result.text) if result.text else {}

@@ -31,6 +31,7 @@ static const struct {
 	{"blk-malformed", test_blk_malformed},
 	{"blk-fuzz", test_blk_fuzz},
 	{"display", test_display},
+	{"keyboard", test_keyboard},
 	{"load", test_load},
 	{"generations", test_generations},
 	{"dirty", test_dirty},

@@ -100,3 +100,26 @@ def test_what_is_refused(tiny: Start, tmp_path: Path) -> None:
     for word in ["1x1", "4096x4096", "1025x768", "1024x768x", "x", "", "99999999999x1", "-1024x768"]:
         vm = tiny("", "--display", word)
         assert vm.wait() == 1 and "--display" in vm.errors, word
+
+
+def test_keyboard(tiny: Start, tmp_path: Path) -> None:
+    """Keys arrive as scan codes by interrupt, before and after a move, and the controller's reset works."""
+    vm = tiny("keyboard", "--display", "on")
+    vm.expect("KEYBOARD ready\n")
+    vm.call("send-keys", keys="ctrl-alt-delete")
+    for code in ["1d", "38", "e0", "53", "e0", "d3", "b8", "9d"]:
+        vm.expect(f"KEY 1 {code}\n")
+    vm.save(tmp_path / "state")
+    assert "error" in vm.try_call("send-keys", keys="a")  # it is not running
+    vm.call("quit")
+    vm.wait()
+    vm = tiny("", "--display", "on", restore=tmp_path / "state")
+    for word in ["a", "shift-b", "f12"]:
+        vm.call("send-keys", keys=word)
+    for code in ["1e", "9e", "2a", "30", "b0", "aa", "58", "d8"]:
+        vm.expect(f"KEY 1 {code}\n")
+    for words in ["", "a-", "-", "nokey", "a-b-c-d-e-f", "x" * 500]:
+        assert "error" in vm.try_call("send-keys", keys=words), words
+    vm.call("send-keys", keys="esc")
+    vm.expect("TEST keyboard ok")
+    assert vm.wait() == 0

@@ -33,6 +33,8 @@ void test_blk_malformed(void);
 void test_blk_fuzz(void);
 /* test_display.c */
 void test_display(void);
+/* test_input.c */
+void test_keyboard(void);
 /* test_load.c */
 void test_load(void);
 void test_generations(void);

@@ -90,7 +90,8 @@ struct [[gnu::packed]] fadt {
 static_assert(sizeof(struct fadt) == 276);
 enum {
 	PROFILE_ENTERPRISE_SERVER = 4,
-	ARCH_LEGACY_DEVICES = 1 << 0, /* a serial port; no 8042 (bit 1); MSI works (bit 3); an RTC (bit 5) */
+	ARCH_LEGACY_DEVICES = 1 << 0, /* a serial port; an 8042 is bit 1; MSI works (bit 3); an RTC (bit 5) */
+	ARCH_8042 = 1 << 1,
 	ARCH_NO_VGA = 1 << 2,
 	FADT_WBINVD = 1 << 0,
 	FADT_PROC_C1 = 1 << 2,
@@ -180,7 +181,7 @@ struct [[gnu::packed]] name_qword {
 enum { AML_NAME_OP = 0x08, AML_QWORD_PREFIX = 0x0E };
 struct [[gnu::packed]] ssdt {
 	struct header header;
-	struct name_qword m64b, m64l, m32b, m32l, ecam;
+	struct name_qword m64b, m64l, m32b, m32l, ecam, kbdc;
 };
 
 enum { XSDT_TABLES = 4 };
@@ -255,7 +256,7 @@ static struct gas port(uint32_t address, uint8_t bits, uint8_t access)
 	return (struct gas){.space = GAS_PORT, .bits = bits, .access = access, .address = address};
 }
 
-static uint32_t put_fadt(struct acpi_block *b, uint32_t facs, uint32_t dsdt)
+static uint32_t put_fadt(struct acpi_block *b, const struct acpi_config *config, uint32_t facs, uint32_t dsdt)
 {
 	struct fadt t = {
 		.header.revision = 6,
@@ -281,7 +282,7 @@ static uint32_t put_fadt(struct acpi_block *b, uint32_t facs, uint32_t dsdt)
 		.c2_latency = LATENCY_NO_C2,
 		.c3_latency = LATENCY_NO_C3,
 		.century = RTC_CENTURY,
-		.iapc_boot_arch = ARCH_LEGACY_DEVICES | ARCH_NO_VGA,
+		.iapc_boot_arch = ARCH_LEGACY_DEVICES | ARCH_NO_VGA | (config->keyboard ? ARCH_8042 : 0),
 		.flags = FADT_WBINVD | FADT_PROC_C1 | FADT_NO_SLEEP_BUTTON | FADT_RTC_NOT_FIXED | FADT_RESET_REGISTER,
 		.reset = port(RESET_PORT, 8, GAS_BYTE),
 		.reset_value = RESET_VALUE,
@@ -355,6 +356,7 @@ static uint32_t put_ssdt(struct acpi_block *b, const struct acpi_config *config)
 		.m32b = named("M32B", config->mmio32_base),
 		.m32l = named("M32L", config->mmio32_bytes),
 		.ecam = named("ECAM", config->ecam_base),
+		.kbdc = named("KBDC", config->keyboard),
 	};
 
 	return put_table(b, &t.header, "SSDT", sizeof(t));
@@ -398,7 +400,7 @@ struct error *acpi_make(const struct acpi_config *config, struct acpi_block *b)
 		return error_new(EINVAL, "describe %u vCPUs in ACPI: 1 to 256 can be", config->vcpus);
 	*b = (struct acpi_block){};
 	uint32_t dsdt = put(b, dsdt_aml_code, sizeof(dsdt_aml_code));
-	table[0] = put_fadt(b, put_facs(b), dsdt);
+	table[0] = put_fadt(b, config, put_facs(b), dsdt);
 	table[1] = put_madt(b, config->vcpus);
 	table[2] = put_mcfg(b, config->ecam_base);
 	table[3] = put_ssdt(b, config);
@@ -430,6 +432,7 @@ struct error *acpi_build(struct memory *mem, const struct boot_config *boot, uin
 		.mmio32_bytes = PCI_MMIO32_END - PCI_MMIO32_BASE,
 		.mmio64_base = boot->mmio64_base,
 		.mmio64_bytes = PCI_MMIO64_BYTES,
+		.keyboard = boot->keyboard,
 	};
 	cleanup_free struct acpi_block *b = calloc(1, sizeof(*b));
 	uint8_t *area = memory_at(mem, LOW_ACPI, ACPI_BYTES);

@@ -20,6 +20,7 @@ struct acpi_config {
 	uint64_t mmio32_bytes;
 	uint64_t mmio64_base;
 	uint64_t mmio64_bytes;
+	bool keyboard; /* there is a keyboard controller, with a mouse */
 };
 
 /* A pointer of @size bytes at offset @at. */

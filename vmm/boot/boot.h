@@ -31,6 +31,7 @@ struct boot_config {
 	/* What ACPI describes. */
 	unsigned vcpus;       /* 1..256; their APIC ids are 0..vcpus - 1 */
 	uint64_t mmio64_base; /* PCI's 64-bit window: see vmm/pci/pci.h */
+	bool keyboard;        /* there is a keyboard controller */
 };
 
 /* The state in which vCPU 0 begins; the others wait for INIT and SIPI. All else is zero or as after reset. */

@@ -11,6 +11,7 @@ DefinitionBlock ("", "DSDT", 2, "GLINT ", "GLINTQ35", 1)
 	External (\M32B, IntObj)
 	External (\M32L, IntObj)
 	External (\ECAM, IntObj)
+	External (\KBDC, IntObj) /* whether there is a keyboard controller */
 
 	/* Soft off: SLP_TYP 0, as stock OVMF writes it on a Q35. */
 	Name (\_S5, Package (4) { 0, 0, 0, 0 })
@@ -127,6 +128,34 @@ DefinitionBlock ("", "DSDT", 2, "GLINT ", "GLINTQ35", 1)
 			{
 				IO (Decode16, 0x03F8, 0x03F8, 1, 8)
 				IRQNoFlags () { 4 }
+			})
+		}
+
+		Device (KBD)
+		{
+			Name (_HID, EisaId ("PNP0303"))
+			Method (_STA)
+			{
+				Return (\KBDC * 0x0F)
+			}
+			Name (_CRS, ResourceTemplate ()
+			{
+				IO (Decode16, 0x0060, 0x0060, 1, 1)
+				IO (Decode16, 0x0064, 0x0064, 1, 1)
+				IRQNoFlags () { 1 }
+			})
+		}
+
+		Device (MOU)
+		{
+			Name (_HID, EisaId ("PNP0F13"))
+			Method (_STA)
+			{
+				Return (\KBDC * 0x0F)
+			}
+			Name (_CRS, ResourceTemplate ()
+			{
+				IRQNoFlags () { 12 }
 			})
 		}
 

@@ -2,6 +2,7 @@
  * Unit tests of power management and reset, as firmware and ACPI drive them.
  */
 #include "base/util.h"
+#include "vmm/devices/i8042.h"
 #include "vmm/devices/pm.h"
 #include "vmm/devices/reset.h"
 #include "vmm/devices/test_bench.h"
@@ -14,6 +15,7 @@ struct board {
 	struct pci_bus pci;
 	struct pm pm;
 	struct reset reset;
+	struct i8042 i8042;
 	unsigned resets, power_offs;
 };
 
@@ -44,6 +46,7 @@ static void start(struct board *b)
 	assert_ok(pci_bus_init(&b->pci, &b->bench.pio, &b->mmio, &b->bench.irqs, 4 * GIB));
 	assert_ok(pm_init(&b->pm, &b->bench.pio, &b->bench.irqs, b->bench.loop, &events));
 	assert_ok(reset_init(&b->reset, &b->bench.pio, &b->pci, &events));
+	assert_ok(i8042_init(&b->i8042, &b->bench.pio, &b->bench.irqs, &events, false));
 	b->pm.now = fake_now;
 	b->pm.epoch = host;
 	pm_unit.resume(&b->pm);

@@ -3,13 +3,11 @@
  */
 #include "vmm/devices/reset.h"
 
-#define KEYBOARD_COMMAND 0x64
-#define KEYBOARD_RESET   0xfe
-#define CONTROL_KIND     0x0a /* SYS_RST and FULL_RST read back, RST_CPU does not */
-#define CONTROL_RESET    0x04
-#define PORT_A           0x92
-#define PORT_A_INIT      0x01
-#define PORT_A_A20       0x02
+#define CONTROL_KIND  0x0a /* SYS_RST and FULL_RST read back, RST_CPU does not */
+#define CONTROL_RESET 0x04
+#define PORT_A        0x92
+#define PORT_A_INIT   0x01
+#define PORT_A_A20    0x02
 
 static void request(struct reset *reset)
 {
@@ -32,17 +30,6 @@ static void control_write(void *self, uint64_t offset, uint64_t value, unsigned 
 		request(reset);
 }
 
-static uint64_t keyboard_read(void *self, uint64_t offset, unsigned size)
-{
-	return bus_all_ones(size);
-}
-
-static void keyboard_write(void *self, uint64_t offset, uint64_t value, unsigned size)
-{
-	if (value == KEYBOARD_RESET)
-		request(self);
-}
-
 static uint64_t port_a_read(void *self, uint64_t offset, unsigned size)
 {
 	struct reset *reset = self;
@@ -60,7 +47,6 @@ static void port_a_write(void *self, uint64_t offset, uint64_t value, unsigned s
 }
 
 static const struct bus_ops control_ops = {.read = control_read, .write = control_write};
-static const struct bus_ops keyboard_ops = {.read = keyboard_read, .write = keyboard_write};
 static const struct bus_ops port_a_ops = {.read = port_a_read, .write = port_a_write};
 
 static void power_on(void *self)
@@ -76,7 +62,6 @@ struct error *reset_init(struct reset *reset, struct bus *pio, struct pci_bus *p
 	*reset = (struct reset){.events = *events};
 	power_on(reset);
 	pci_bus_reset_port(pci, &control_ops, reset);
-	TRY(bus_add(pio, KEYBOARD_COMMAND, 1, &keyboard_ops, reset));
 	return bus_add(pio, PORT_A, 1, &port_a_ops, reset);
 }
 

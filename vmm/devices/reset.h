@@ -1,11 +1,9 @@
 /*
- * The ways a PC is reset by software, each a request to the machine:
+ * The ways a PC's chipset is reset by software, each a request to the machine (the keyboard controller has another, see
+ * i8042.h):
  *
  * - Port 0xCF9, the chipset's reset control (Intel ICH9 datasheet, section 13.7.5): a write with bit 2 set. ACPI's
  *   reset register and firmware use it. It lies inside PCI's double word 0xCF8, so that bus hands it on.
- * - Port 0x64, command 0xFE to the keyboard controller. There is none: reads are all-ones, the sign of absence. Linux
- *   sees "output buffer full" that sixteen reads do not empty and gives up in a millisecond, where a silent zero would
- *   have it wait out several half-second timeouts of a self test.
  * - Port 0x92, system control port A: bit 0 resets as it goes from 0 to 1; bit 1 is the gate of address line 20, which
  *   is remembered for its reader and gates nothing, as on every processor since that pin went away.
  */

@@ -6,6 +6,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "vmm/display/keys.h"
 
 #include <errno.h>
 
@@ -127,6 +128,27 @@ static struct error *do_screenshot(void *self, struct control_call *call, json_t
 	return display_screenshot(m->display, call->fds[0]);
 }
 
+/* {"keys": "ctrl-alt-delete"}: pressed in that order, released in the other. */
+static struct error *do_send_keys(void *self, struct control_call *call, json_t **result)
+{
+	unsigned code[KEYS_AT_ONCE], count = 0;
+	struct machine *m = self;
+	const char *keys;
+
+	(void)result;
+	TRY(control_params(call, "{s:s}", "keys", &keys));
+	TRY(need_display(m));
+	TRY(keys_parse(keys, code, &count));
+	if (m->state != MACHINE_RUNNING)
+		return error_new(EBUSY, "%s is %s", m->config->name, machine_state_name(m));
+	bool taken = true;
+	for (unsigned i = 0; i < count; i++)
+		taken &= i8042_key(&m->i8042, code[i], true);
+	for (unsigned i = count; i-- > 0;)
+		i8042_key(&m->i8042, code[i], false);
+	return taken ? NULL : error_new(EAGAIN, "the guest does not read its keyboard");
+}
+
 static struct error *do_quit(void *self, struct control_call *call, json_t **result)
 {
 	(void)result;
@@ -136,10 +158,10 @@ static struct error *do_quit(void *self, struct control_call *call, json_t **res
 }
 
 static const struct control_method methods[] = {
-	{"status", get_status}, {"stats", get_stats}, {"pause", do_pause},
-	{"resume", do_resume},  {"reset", do_reset},  {"power-button", do_power_button},
-	{"save", do_save},      {"quit", do_quit},    {"screenshot", do_screenshot},
-	{NULL, NULL},
+	{"status", get_status},      {"stats", get_stats}, {"pause", do_pause},
+	{"resume", do_resume},       {"reset", do_reset},  {"power-button", do_power_button},
+	{"save", do_save},           {"quit", do_quit},    {"screenshot", do_screenshot},
+	{"send-keys", do_send_keys}, {NULL, NULL},
 };
 
 struct error *machine_serve(struct machine *machine)

@@ -36,6 +36,9 @@ static struct error *create_legacy(struct machine *m)
 	machine_add_unit(m, "pm", &pm_unit, &m->pm);
 	TRY(reset_init(&m->reset, &m->pio, &m->pci, &m->events));
 	machine_add_unit(m, "reset", &reset_unit, &m->reset);
+	TRY(i8042_init(&m->i8042, &m->pio, &m->irqs, &m->events, m->display != NULL));
+	if (m->i8042.present)
+		machine_add_unit(m, "i8042", &i8042_unit, &m->i8042);
 	return NULL;
 }
 
@@ -114,6 +117,7 @@ static struct error *create_firmware(struct machine *m)
 		.name = config->name,
 		.vcpus = config->cpus,
 		.mmio64_base = machine_mmio64_base(m),
+		.keyboard = m->i8042.present,
 		.kernel_fd = config->kernel.fd,
 		.initrd_fd = config->initrd.fd,
 		.kernel_name = config->kernel.name,
@@ -162,4 +166,5 @@ void machine_destroy_devices(struct machine *m)
 	serial_destroy(&m->serial);
 	rtc_destroy(&m->rtc);
 	pm_destroy(&m->pm);
+	i8042_destroy(&m->i8042);
 }

@@ -93,7 +93,8 @@ static struct error *load_kernel(struct machine *m)
 				       .kernel_name = config->kernel.name,
 				       .initrd_name = config->initrd.name,
 				       .vcpus = config->cpus,
-				       .mmio64_base = machine_mmio64_base(m)};
+				       .mmio64_base = machine_mmio64_base(m),
+				       .keyboard = m->i8042.present};
 	if (config->kernel.fd < 0)
 		return NULL;
 	TRY(boot_load(&m->memory, &m->boot, &entry));

@@ -15,6 +15,7 @@
 #include "vmm/control/control.h"
 #include "vmm/cpu/irq.h"
 #include "vmm/cpu/vcpu.h"
+#include "vmm/devices/i8042.h"
 #include "vmm/devices/pm.h"
 #include "vmm/devices/reset.h"
 #include "vmm/devices/rtc.h"
@@ -81,6 +82,7 @@ struct machine {
 	struct rtc rtc;
 	struct pm pm;
 	struct reset reset;
+	struct i8042 i8042;
 	struct display *display;
 	struct rng *rng;
 	struct blk *disk[MACHINE_DISKS_MAX];

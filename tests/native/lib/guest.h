@@ -133,6 +133,8 @@ uint64_t option_number(const char *name, uint64_t otherwise);
 #define VECTOR_PIN    0x33
 #define VECTOR_IPI    0x34
 #define VECTOR_WAKE   0x35
+#define VECTOR_KEYS   0x36
+#define VECTOR_MOUSE  0x37
 #define VECTOR_MSI    0x50 /* and on: of devices */
 
 /* How often each vector came in; and what is done then, before the end of interrupt. */
