@@ -39,7 +39,8 @@ void test_keyboard(void)
 	controller(0xaa);
 	CHECK(poll_byte() == 0x55, "self test");
 	outb(DATA, 0xff);
-	CHECK(poll_byte() == 0xfa && poll_byte() == 0xaa, "keyboard reset");
+	CHECK(poll_byte() == 0xfa, "keyboard reset");
+	CHECK(poll_byte() == 0xaa, "keyboard self test");
 	controller(0xd4);
 	outb(DATA, 0xf4);
 	CHECK(poll_byte() == 0xfa, "mouse enable");

@@ -1,6 +1,9 @@
 """The display as a guest's program draws on it and as it is seen from outside, bit for bit."""
 
+import mmap
 import os
+import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,6 +123,84 @@ def test_keyboard(tiny: Start, tmp_path: Path) -> None:
         vm.expect(f"KEY 1 {code}\n")
     for words in ["", "a-", "-", "nokey", "a-b-c-d-e-f", "x" * 500]:
         assert "error" in vm.try_call("send-keys", keys=words), words
+    vm.call("send-keys", keys="esc")
+    vm.expect("TEST keyboard ok")
+    assert vm.wait() == 0
+
+
+class Viewer:
+    """The other end of a link (vmm/display/link.h)."""
+
+    VIEW = struct.Struct("=6I512s")
+    LOOK, REST, KEY, POINTER = 1, 2, 3, 4
+
+    def __init__(self, vm: Tiny) -> None:
+        self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        vm.call("display-attach", theirs.fileno())
+        theirs.close()
+        self.link.settimeout(20)
+        data, fds, _, _ = socket.recv_fds(self.link, 4096, 1)
+        self.frame = mmap.mmap(fds[0], 16 << 20, prot=mmap.PROT_READ)
+        with pytest.raises(PermissionError):
+            mmap.mmap(fds[0], 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        os.close(fds[0])
+        self.mode = self.VIEW.unpack(data)[:4]
+
+    def say(self, kind: int, *words: int) -> None:
+        self.link.send(struct.pack("=5i", kind, *words, *[0] * (4 - len(words))))
+
+    def look(self) -> set[int]:
+        """The pages that were written since the last look."""
+        self.say(self.LOOK)
+        *self.mode, _, _, bits = self.VIEW.unpack(self.link.recv(4096))
+        dirty = int.from_bytes(bits, "little")
+        return {page for page in range(4096) if dirty >> page & 1}
+
+
+def test_viewers(tiny: Start) -> None:
+    """What a viewer is told was drawn is what was drawn; the memory it has got shows it."""
+    vm = tiny("display", "--display", "1024x768")
+    step(vm, "dark")
+    one, two = Viewer(vm), Viewer(vm)
+    assert one.look() == set(range(4096)) and one.mode[0] == 0
+    vm.send("x")
+    step(vm, "drawn")
+    drawn = set(range(WIDTH * HEIGHT * 4 // 4096))
+    assert one.look() == drawn and tuple(one.mode) == (WIDTH, HEIGHT, WIDTH * 4, 0)
+    assert one.look() == set()
+    vm.send("x")
+    step(vm, "row")
+    row = range(100 * WIDTH * 4 // 4096, (101 * WIDTH * 4 - 1) // 4096 + 1)
+    assert one.look() == set(row)
+    assert one.frame[100 * WIDTH * 4 : 101 * WIDTH * 4] == b"\0\0\xff\0" * WIDTH
+    assert two.look() == set(range(4096))
+    vm.send("x")
+    step(vm, "moved")
+    assert one.look() == set(range(4096))  # the frame buffer was moved: anything may be new
+    vm.send("x")
+    step(vm, "back")
+    one.look()
+    assert one.frame[300 * WIDTH * 4 : 301 * WIDTH * 4] == b"\xff\0\0\0" * WIDTH
+    two.link.send(b"nonsense")
+    assert two.link.recv(4096) == b""
+    assert len(one.look()) == 0
+    one.link.close()
+    vm.send("xx")
+    vm.expect("TEST display ok")
+    assert vm.wait() == 0
+
+
+def test_mouse_and_keys_of_a_viewer(tiny: Start) -> None:
+    vm = tiny("keyboard", "--display", "on")
+    vm.expect("KEYBOARD ready\n")
+    viewer = Viewer(vm)
+    viewer.say(Viewer.KEY, 30, 1)
+    vm.expect("KEY 1 1e\n")
+    viewer.say(Viewer.POINTER, 100, 100, 1)  # there is no picture: only the button says something
+    for byte in ["09", "00", "00"]:
+        vm.expect(f"KEY 12 {byte}\n")
+    viewer.link.close()  # it lets go of its key
+    vm.expect("KEY 1 9e\n")
     vm.call("send-keys", keys="esc")
     vm.expect("TEST keyboard ok")
     assert vm.wait() == 0

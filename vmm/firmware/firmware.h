@@ -25,7 +25,7 @@ struct firmware_config {
 	uint8_t uuid[FIRMWARE_UUID_BYTES]; /* as people write it; zeros: none */
 	unsigned vcpus;
 	uint64_t mmio64_base;
-	bool keyboard; /* there is a keyboard controller */
+	bool keyboard;                         /* there is a keyboard controller */
 	unsigned boot_slot[FIRMWARE_BOOT_MAX]; /* PCI slots of the disks to boot from, best first */
 	unsigned boot_slots;
 	/* A kernel for the firmware to start, a bzImage with an EFI stub; -1: none. */

@@ -128,6 +128,21 @@ static struct error *do_screenshot(void *self, struct control_call *call, json_t
 	return display_screenshot(m->display, call->fds[0]);
 }
 
+/* A viewer brings the monitor's end of its link along: see vmm/display/link.h. */
+static struct error *do_display_attach(void *self, struct control_call *call, json_t **result)
+{
+	struct machine *m = self;
+
+	(void)result;
+	TRY(no_params(call));
+	TRY(need_display(m));
+	if (call->fd_count != 1)
+		return error_new(EINVAL, "%u descriptors came along, not one", call->fd_count);
+	TRY(viewers_attach(m->viewers, call->fds[0]));
+	call->fds[0] = -1; /* the viewers' now */
+	return NULL;
+}
+
 /* {"keys": "ctrl-alt-delete"}: pressed in that order, released in the other. */
 static struct error *do_send_keys(void *self, struct control_call *call, json_t **result)
 {
@@ -143,9 +158,9 @@ static struct error *do_send_keys(void *self, struct control_call *call, json_t 
 		return error_new(EBUSY, "%s is %s", m->config->name, machine_state_name(m));
 	bool taken = true;
 	for (unsigned i = 0; i < count; i++)
-		taken &= i8042_key(&m->i8042, code[i], true);
+		taken &= input_key(&m->input, code[i], true);
 	for (unsigned i = count; i-- > 0;)
-		i8042_key(&m->i8042, code[i], false);
+		input_key(&m->input, code[i], false);
 	return taken ? NULL : error_new(EAGAIN, "the guest does not read its keyboard");
 }
 
@@ -158,10 +173,18 @@ static struct error *do_quit(void *self, struct control_call *call, json_t **res
 }
 
 static const struct control_method methods[] = {
-	{"status", get_status},      {"stats", get_stats}, {"pause", do_pause},
-	{"resume", do_resume},       {"reset", do_reset},  {"power-button", do_power_button},
-	{"save", do_save},           {"quit", do_quit},    {"screenshot", do_screenshot},
-	{"send-keys", do_send_keys}, {NULL, NULL},
+	{"status", get_status},
+	{"stats", get_stats},
+	{"pause", do_pause},
+	{"resume", do_resume},
+	{"reset", do_reset},
+	{"power-button", do_power_button},
+	{"save", do_save},
+	{"quit", do_quit},
+	{"screenshot", do_screenshot},
+	{"send-keys", do_send_keys},
+	{"display-attach", do_display_attach},
+	{NULL, NULL},
 };
 
 struct error *machine_serve(struct machine *machine)

@@ -76,16 +76,33 @@ static struct error *create_disk(struct machine *m, unsigned index)
 	return add_virtio(m, MACHINE_SLOT_DISK + index, name, blk_device(m->disk[index]));
 }
 
+static bool feels(void *arg)
+{
+	const struct machine *m = arg;
+
+	return m->state == MACHINE_RUNNING;
+}
+
+/* A display comes with what a person in front of it needs: keyboard and mouse are made with the legacy devices. */
+static struct error *create_display(struct machine *m)
+{
+	TRY(display_new(&m->display, &m->memory, m->vm_fd, &m->pci, MACHINE_SLOT_DISPLAY, &m->config->display));
+	machine_add_unit(m, "display", &display_unit, m->display);
+	TRY(tablet_new(&m->tablet, &m->memory, m->io[0]));
+	TRY(add_virtio(m, MACHINE_SLOT_INPUT, "tablet", tablet_device(m->tablet)));
+	m->input = (struct input){
+		.i8042 = &m->i8042, .tablet = m->tablet, .display = m->display, .running = feels, .arg = m};
+	return viewers_new(&m->viewers, m->loop, m->display, &m->input);
+}
+
 static struct error *create_pci(struct machine *m)
 {
 	TRY(pci_bus_init(&m->pci, &m->pio, &m->mmio[MEMORY_SPACE_NORMAL], &m->irqs, machine_mmio64_base(m)));
 	machine_add_unit(m, "pci", &pci_unit, &m->pci);
 	for (unsigned i = 0; i < m->config->io_threads; i++)
 		TRY(iothread_new(&m->io[i], i));
-	if (m->config->display.width) {
-		TRY(display_new(&m->display, &m->memory, m->vm_fd, &m->pci, MACHINE_SLOT_DISPLAY, &m->config->display));
-		machine_add_unit(m, "display", &display_unit, m->display);
-	}
+	if (m->config->display.width)
+		TRY(create_display(m));
 	if (m->config->rng) {
 		TRY(rng_new(&m->rng, &m->memory, m->io[0]));
 		TRY(add_virtio(m, MACHINE_SLOT_RNG, "rng", rng_device(m->rng)));
@@ -151,10 +168,12 @@ struct error *machine_create_devices(struct machine *m)
 
 void machine_destroy_devices(struct machine *m)
 {
+	viewers_free(m->viewers);
 	for (unsigned i = 0; i < PCI_SLOTS; i++)
 		virtio_pci_free(m->slot[i]);
 	for (unsigned i = 0; i < MACHINE_DISKS_MAX; i++)
 		blk_free(m->disk[i]);
+	tablet_free(m->tablet);
 	display_free(m->display);
 	rng_free(m->rng);
 	for (unsigned i = 0; i < MACHINE_IO_MAX; i++)

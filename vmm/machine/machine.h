@@ -21,6 +21,7 @@
 #include "vmm/devices/rtc.h"
 #include "vmm/devices/serial.h"
 #include "vmm/display/display.h"
+#include "vmm/display/viewers.h"
 #include "vmm/firmware/firmware.h"
 #include "vmm/firmware/lpc.h"
 #include "vmm/machine/config.h"
@@ -84,6 +85,9 @@ struct machine {
 	struct reset reset;
 	struct i8042 i8042;
 	struct display *display;
+	struct tablet *tablet;
+	struct input input;
+	struct viewers *viewers;
 	struct rng *rng;
 	struct blk *disk[MACHINE_DISKS_MAX];
 	struct lpc lpc;
