@@ -11,6 +11,7 @@
 #include "vmm/firmware/firmware.h"
 #include "vmm/machine/option.h"
 #include "vmm/virtio/blk.h"
+#include "vmm/vsock/vsock.h"
 
 #include <stdint.h>
 
@@ -41,6 +42,11 @@ struct vm_config {
 	unsigned disks;
 	struct display_config display; /* width 0: none */
 	bool rng;
+	struct vsock_options {
+		const char *path; /* NULL: none */
+		unsigned cid;
+		int listen_fd, connector_fd; /* what became of the path; -1: none */
+	} vsock;
 	const char *serial, *control; /* as they were asked for; what became of them: */
 	int serial_in, serial_out;    /* -1: none */
 	char serial_pty[32];          /* the pseudo-terminal's name */

@@ -93,6 +93,21 @@ static struct error *create_display(struct machine *m)
 	m->input = (struct input){
 		.i8042 = &m->i8042, .tablet = m->tablet, .display = m->display, .running = feels, .arg = m};
 	return viewers_new(&m->viewers, m->loop, m->display, &m->input);
+static struct error *create_vsock(struct machine *m)
+{
+	struct vsock_options *options = &m->config->vsock;
+	const struct vsock_config config = {
+		.cid = options->cid,
+		.name = options->path,
+		.listen_fd = steal_fd(&options->listen_fd),
+		.connector_fd = steal_fd(&options->connector_fd),
+		.thread = m->io[0],
+	};
+
+	if (!options->path)
+		return NULL;
+	TRY(vsock_new(&m->vsock, &m->memory, &config));
+	return add_virtio(m, MACHINE_SLOT_VSOCK, "vsock", vsock_device(m->vsock));
 }
 
 static struct error *create_pci(struct machine *m)
@@ -107,6 +122,7 @@ static struct error *create_pci(struct machine *m)
 		TRY(rng_new(&m->rng, &m->memory, m->io[0]));
 		TRY(add_virtio(m, MACHINE_SLOT_RNG, "rng", rng_device(m->rng)));
 	}
+	TRY(create_vsock(m));
 	for (unsigned i = 0; i < m->config->disks; i++)
 		TRY(error_wrap(create_disk(m, i), "disk %s", m->config->disk[i].id));
 	TRY(lpc_init(&m->lpc, &m->pci));
@@ -176,6 +192,7 @@ void machine_destroy_devices(struct machine *m)
 	tablet_free(m->tablet);
 	display_free(m->display);
 	rng_free(m->rng);
+	vsock_free(m->vsock);
 	for (unsigned i = 0; i < MACHINE_IO_MAX; i++)
 		iothread_free(m->io[i]);
 	firmware_destroy(&m->firmware);

@@ -34,6 +34,7 @@
 #include "vmm/virtio/blk.h"
 #include "vmm/virtio/rng.h"
 #include "vmm/virtio/virtio_pci.h"
+#include "vmm/vsock/vsock.h"
 
 #define MACHINE_UNITS_MAX (VCPUS_MAX + 64)
 
@@ -89,6 +90,7 @@ struct machine {
 	struct input input;
 	struct viewers *viewers;
 	struct rng *rng;
+	struct vsock *vsock;
 	struct blk *disk[MACHINE_DISKS_MAX];
 	struct lpc lpc;
 	struct firmware firmware;

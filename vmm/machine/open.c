@@ -127,6 +127,28 @@ static struct error *open_control(struct vm_config *config)
 	return config_listen("--control", config->control, SOCK_SEQPACKET, &config->control_listen);
 }
 
+/* --- --vsock --- */
+
+/* The process that connects for the monitor is started here: nothing of the guest is there yet. */
+static struct error *open_vsock(struct vm_config *config)
+{
+	struct vsock_options *vsock = &config->vsock;
+
+	if (!vsock->path)
+		return NULL;
+	const char *slash = strrchr(vsock->path, '/');
+	cleanup_free char *folder = slash ? strndup(vsock->path, (size_t)(slash - vsock->path) + 1) : strdup(".");
+	if (!folder)
+		return error_new(ENOMEM, "--vsock");
+	cleanup_fd int dir_fd = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (dir_fd < 0)
+		return error_new(errno, "--vsock: open %s", folder);
+	TRY(config_listen("--vsock", vsock->path, SOCK_STREAM, &vsock->listen_fd));
+	return error_wrap(vsock_connector_start(dir_fd, slash ? slash + 1 : vsock->path, config->sandbox,
+						&vsock->connector_fd),
+			  "--vsock");
+}
+
 /* --- files --- */
 
 static struct error *open_disk(struct disk_config *disk)
@@ -163,6 +185,7 @@ struct error *config_open(struct vm_config *config)
 		TRY(open_disk(&config->disk[i]));
 	TRY(open_kvm(config));
 	TRY(open_serial(config));
+	TRY(open_vsock(config));
 	return open_control(config);
 }
 
@@ -176,6 +199,8 @@ void config_release(struct vm_config *config)
 	close_fd(&config->kvm.fd);
 	close_fd(&config->serial_other);
 	close_fd(&config->serial_listen);
+	close_fd(&config->vsock.listen_fd);
+	close_fd(&config->vsock.connector_fd);
 	for (unsigned i = 0; i < config->disks; i++)
 		close_fd(&config->disk[i].blk.fd);
 	json_decref(config->json);

@@ -103,6 +103,29 @@ static const struct option_group disk_group = {
 	.check = check_disk,
 };
 
+/* --- --vsock --- */
+
+static const struct option vsock_fields[] = {
+	{"path", OPTION_TEXT, offsetof(struct vsock_options, path), .aka = "socket uds_path", .min = 1, .value = "PATH",
+	 .help = "the UNIX socket that clients of the host connect to (\"CONNECT PORT\"); the guest's connections to port "
+		 "P of the host go to PATH_P"},
+	{"cid", OPTION_NUMBER, offsetof(struct vsock_options, cid), .aka = "guest_cid", .min = VSOCK_CID_MIN,
+	 .max = VSOCK_CID_MAX, .help = "what the guest calls itself (default: 3)"},
+	{NULL},
+};
+
+static struct error *check_vsock(const char *what, const void *object, const void *element, unsigned index)
+{
+	const struct vsock_options *vsock = element;
+
+	if (vsock->path)
+		return NULL;
+	return error_hint(error_new(EINVAL, "%s names no socket", what), "write %s path=PATH", what);
+}
+
+static const struct option_group vsock_group = {
+	.fields = vsock_fields, .bytes = sizeof(struct vsock_options), .check = check_vsock};
+
 /* --- the others --- */
 
 /* "01234567-89ab-cdef-0123-456789abcdef"; the dashes may be left out. */
@@ -187,6 +210,8 @@ const struct option config_options[] = {
 	{"rng", OPTION_FLAG, AT(rng), .help = "a virtio entropy source"},
 	{"display", OPTION_OWN, .own = set_display, .aka = "vga", .value = "on|off|WxH",
 	 .help = "a display that prefers pictures of W x H pixels (default: off; on is 1280x800)"},
+	{"vsock", OPTION_GROUP, AT(vsock), .group = &vsock_group, .value = "path=PATH[,cid=N]",
+	 .help = "virtio-vsock: streams between ports of the guest and UNIX sockets"},
 	{"serial", OPTION_TEXT, AT(serial), .value = "stdio|none|pty|file=PATH|socket=PATH|fd=N",
 	 .help = "where the first serial port leads (default: stdio; on a terminal, Ctrl-A x ends the machine). A "
 		 "pty's "
@@ -274,6 +299,7 @@ struct error *config_parse(int argc, char **argv, struct vm_config *config)
 		.serial_other = -1,
 		.control_listen = -1,
 		.control_peer = -1,
+		.vsock = {.cid = VSOCK_CID_MIN, .listen_fd = -1, .connector_fd = -1},
 		.sandbox = true,
 		.log_level = LOG_LEVEL_INFO,
 	};

@@ -28,6 +28,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <termios.h>
 
@@ -35,7 +36,8 @@
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
-enum { MAIN = 1, VCPU = 2, IO = 4, ALL = MAIN | VCPU | IO };
+/* CONNECTOR: the process that connects to sockets for the monitor; it may next to nothing else. */
+enum { MAIN = 1, VCPU = 2, IO = 4, ALL = MAIN | VCPU | IO, CONNECTOR = 8 };
 
 struct rule {
 	int call;
@@ -58,11 +60,11 @@ struct rule {
 
 static const struct rule rules[] = {
 	/* Descriptors that are open already. */
-	CALL(read, ALL),
-	CALL(write, ALL),
-	CALL(close, ALL),
-	CALL(readv, MAIN | VCPU),
-	CALL(writev, MAIN | VCPU),
+	CALL(read, ALL | CONNECTOR),
+	CALL(write, ALL | CONNECTOR),
+	CALL(close, ALL | CONNECTOR),
+	CALL(readv, ALL),
+	CALL(writev, ALL),
 	CALL(preadv2, MAIN | VCPU),
 	CALL(pwritev2, MAIN | VCPU),
 	CALL(poll, ALL),
@@ -87,17 +89,19 @@ static const struct rule rules[] = {
 	WHEN(fcntl, MAIN, IS(1, F_OFD_SETLK)),
 	WHEN(fcntl, MAIN, IS(1, F_OFD_GETLK)),
 
-	/* The control socket and the event loop. */
-	CALL(accept4, MAIN),
-	CALL(recvmsg, MAIN),
-	CALL(sendmsg, MAIN),
+	/* The control socket and the event loop; the sockets of vsock and console ports. */
+	CALL(accept4, MAIN | IO),
+	CALL(recvmsg, MAIN | IO),
+	CALL(sendmsg, MAIN | CONNECTOR),
 	CALL(getsockopt, MAIN),
-	CALL(shutdown, MAIN),
+	CALL(shutdown, MAIN | IO),
 	WHEN(recvfrom, MAIN, IS(4, 0)),
 	WHEN(sendto, MAIN, IS(4, 0)), /* to the connected peer: no address */
-	CALL(epoll_wait, MAIN),
-	CALL(epoll_pwait, MAIN),
-	CALL(epoll_ctl, MAIN),
+	WHEN(socket, CONNECTOR, IS(0, AF_UNIX)),
+	CALL(connect, CONNECTOR),
+	CALL(epoll_wait, MAIN | IO),
+	CALL(epoll_pwait, MAIN | IO),
+	CALL(epoll_ctl, MAIN | IO),
 	CALL(eventfd2, MAIN),
 	CALL(timerfd_create, MAIN),
 	CALL(timerfd_settime, MAIN | VCPU),
@@ -126,11 +130,11 @@ static const struct rule rules[] = {
 	CALL(sched_yield, ALL),
 	WHEN(sched_getaffinity, ALL, IS(0, 0)), /* malloc counts processors */
 	CALL(rt_sigprocmask, ALL),
-	CALL(rt_sigreturn, ALL),
+	CALL(rt_sigreturn, ALL | CONNECTOR),
 	WHEN(prctl, ALL, IS(0, PR_SET_NAME)),
 	CALL(restart_syscall, ALL),
 	CALL(exit, ALL),
-	CALL(exit_group, ALL),
+	CALL(exit_group, ALL | CONNECTOR),
 
 	/* Time and random numbers. */
 	CALL(clock_gettime, ALL),
@@ -288,5 +292,6 @@ int main(void)
 	write_program("main_filter", MAIN);
 	write_program("vcpu_filter", VCPU);
 	write_program("io_filter", IO);
+	write_program("connector_filter", CONNECTOR);
 	return ferror(stdout) || fflush(stdout) != 0;
 }

@@ -190,6 +190,7 @@ static const struct {
 	[SANDBOX_MAIN] = {"main", main_filter, ARRAY_SIZE(main_filter)},
 	[SANDBOX_VCPU] = {"vCPU", vcpu_filter, ARRAY_SIZE(vcpu_filter)},
 	[SANDBOX_IO] = {"I/O", io_filter, ARRAY_SIZE(io_filter)},
+	[SANDBOX_CONNECTOR] = {"connector", connector_filter, ARRAY_SIZE(connector_filter)},
 };
 
 #define FILTER_MAX 512 /* instructions */

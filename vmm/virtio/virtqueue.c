@@ -205,6 +205,11 @@ enum virtqueue_result virtqueue_pop(struct virtqueue *vq, struct virtqueue_chain
 	return virtqueue_walk(vq, head, chain);
 }
 
+void virtqueue_unpop(struct virtqueue *vq)
+{
+	vq->next_avail--;
+}
+
 void virtqueue_push(struct virtqueue *vq, uint16_t head, uint32_t written)
 {
 	if (vq->broken || !vq->enabled)

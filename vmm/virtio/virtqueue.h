@@ -72,6 +72,9 @@ void virtqueue_reset(struct virtqueue *vq, const struct memory *memory, uint16_t
 /* Takes the next available chain. */
 enum virtqueue_result virtqueue_pop(struct virtqueue *vq, struct virtqueue_chain *chain);
 
+/* Gives back the chain that was popped last, and nothing was done with since: the next pop takes it again. */
+void virtqueue_unpop(struct virtqueue *vq);
+
 /*
  * Walks the chain that starts at descriptor @head, again or for the first time; the guest may have changed it since.
  * VIRTQUEUE_CHAIN or VIRTQUEUE_BROKEN.
