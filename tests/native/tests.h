@@ -35,6 +35,12 @@ void test_blk_fuzz(void);
 void test_display(void);
 /* test_input.c */
 void test_keyboard(void);
+/* test_vsock.c */
+void test_vsock_echo(void);
+void test_vsock_refused(void);
+void test_vsock_serve(void);
+void test_vsock_load(void);
+void test_vsock_garbage(void);
 /* test_load.c */
 void test_load(void);
 void test_generations(void);

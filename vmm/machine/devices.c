@@ -93,6 +93,8 @@ static struct error *create_display(struct machine *m)
 	m->input = (struct input){
 		.i8042 = &m->i8042, .tablet = m->tablet, .display = m->display, .running = feels, .arg = m};
 	return viewers_new(&m->viewers, m->loop, m->display, &m->input);
+}
+
 static struct error *create_vsock(struct machine *m)
 {
 	struct vsock_options *options = &m->config->vsock;

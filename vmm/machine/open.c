@@ -144,9 +144,9 @@ static struct error *open_vsock(struct vm_config *config)
 	if (dir_fd < 0)
 		return error_new(errno, "--vsock: open %s", folder);
 	TRY(config_listen("--vsock", vsock->path, SOCK_STREAM, &vsock->listen_fd));
-	return error_wrap(vsock_connector_start(dir_fd, slash ? slash + 1 : vsock->path, config->sandbox,
-						&vsock->connector_fd),
-			  "--vsock");
+	return error_wrap(
+		vsock_connector_start(dir_fd, slash ? slash + 1 : vsock->path, config->sandbox, &vsock->connector_fd),
+		"--vsock");
 }
 
 /* --- files --- */

@@ -107,7 +107,8 @@ static const struct option_group disk_group = {
 
 static const struct option vsock_fields[] = {
 	{"path", OPTION_TEXT, offsetof(struct vsock_options, path), .aka = "socket uds_path", .min = 1, .value = "PATH",
-	 .help = "the UNIX socket that clients of the host connect to (\"CONNECT PORT\"); the guest's connections to port "
+	 .help = "the UNIX socket that clients of the host connect to (\"CONNECT PORT\"); the guest's connections to "
+		 "port "
 		 "P of the host go to PATH_P"},
 	{"cid", OPTION_NUMBER, offsetof(struct vsock_options, cid), .aka = "guest_cid", .min = VSOCK_CID_MIN,
 	 .max = VSOCK_CID_MAX, .help = "what the guest calls itself (default: 3)"},

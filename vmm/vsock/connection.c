@@ -11,8 +11,8 @@
  * A reset of the guest ends a connection at once, but for what it sent before, which is flushed. What a connection owes
  * the guest are bits, not packets, so there is no queue that a guest could fill.
  *
- * Places are bounded. When all are taken, those in CLOSING and FLUSHING are given up, for they wait for the good will of
- * somebody; then the guest is refused and clients of the host wait.
+ * Places are bounded. When all are taken, those in CLOSING and FLUSHING are given up, for they wait for the good will
+ * of somebody; then the guest is refused and clients of the host wait.
  */
 #include "vmm/vsock/internal.h"
 

@@ -49,8 +49,9 @@ struct connection {
 	bool guest_deaf;  /* the guest reads nothing more */
 
 	/* Credit (5.10.6.3); free-running modulo 2^32. */
-	uint32_t received, forwarded, told; /* bytes of the guest: that came, that the host took, that the guest knows of */
-	uint32_t sent;                      /* bytes to the guest */
+	uint32_t received, forwarded,
+		told;  /* bytes of the guest: that came, that the host took, that the guest knows of */
+	uint32_t sent; /* bytes to the guest */
 	uint32_t guest_buffer, guest_forwarded;
 
 	char greeting[GREET_MAX];

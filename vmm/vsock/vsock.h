@@ -19,7 +19,7 @@
 #define VSOCK_CID_MIN 3u          /* below are reserved ones (5.10.4) */
 #define VSOCK_CID_MAX 0xfffffffeu /* all-ones is "any"; the upper 32 bits are reserved */
 
-#define VSOCK_CONNECTIONS_MAX 1024u       /* of one machine, both ways together */
+#define VSOCK_CONNECTIONS_MAX 1024u        /* of one machine, both ways together */
 #define VSOCK_BUFFER_BYTES    (64u * 1024) /* of what the guest sent and the host did not read yet, a connection */
 
 struct vsock_config {

@@ -17,7 +17,7 @@
 
 #include <cmocka.h>
 
-#define CID     7
+#define CID      7
 #define RX_BYTES 4096u
 #define RX_COUNT 32u
 #define TX_DATA  (TEST_DATA + 4 * MIB)
@@ -352,8 +352,12 @@ static void test_host_connects(void **state)
 
 static void test_bad_greetings(void **state)
 {
-	static const char *const bad[] = {"GET / HTTP/1.1\n", "CONNECT \n", "CONNECT -1\n", "CONNECT 4294967295\n",
-					  "CONNECT 99999999999999999999999999999999999", "CONNECT 5 6\n"};
+	static const char *const bad[] = {"GET / HTTP/1.1\n",
+					  "CONNECT \n",
+					  "CONNECT -1\n",
+					  "CONNECT 4294967295\n",
+					  "CONNECT 99999999999999999999999999999999999",
+					  "CONNECT 5 6\n"};
 	char c;
 
 	(void)state;
@@ -653,7 +657,8 @@ static struct error *load(int fd)
 	return unit.ops->restored(unit.self);
 }
 
-/* A machine that moves while both sides talk: connections end, the guest hears of it, new ones work on the old rings. */
+/* A machine that moves while both sides talk: connections end, the guest hears of it, new ones work on the old rings.
+ */
 static void test_move(void **state)
 {
 	int fd = host_listen("v_80"), state_fd = memfd_create("saved", MFD_CLOEXEC);
@@ -711,11 +716,11 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		TEST(test_identity),       TEST(test_guest_connects), TEST(test_nobody_listens),
-		TEST(test_host_connects),  TEST(test_bad_greetings),  TEST(test_half_close),
-		TEST(test_guest_credit),   TEST(test_host_credit),    TEST(test_many),
-		TEST(test_garbage),        TEST(test_broken),         TEST(test_held_answers),
-		TEST(test_driver_reset),   TEST(test_move),
+		TEST(test_identity),      TEST(test_guest_connects), TEST(test_nobody_listens),
+		TEST(test_host_connects), TEST(test_bad_greetings),  TEST(test_half_close),
+		TEST(test_guest_credit),  TEST(test_host_credit),    TEST(test_many),
+		TEST(test_garbage),       TEST(test_broken),         TEST(test_held_answers),
+		TEST(test_driver_reset),  TEST(test_move),
 	};
 
 	signal(SIGPIPE, SIG_IGN);
