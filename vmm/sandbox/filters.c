@@ -95,7 +95,7 @@ static const struct rule rules[] = {
 	CALL(sendmsg, MAIN | CONNECTOR),
 	CALL(getsockopt, MAIN),
 	CALL(shutdown, MAIN | IO),
-	WHEN(recvfrom, MAIN, IS(4, 0)),
+	WHEN(recvfrom, MAIN | IO, IS(4, 0)),
 	WHEN(sendto, MAIN, IS(4, 0)), /* to the connected peer: no address */
 	WHEN(socket, CONNECTOR, IS(0, AF_UNIX)),
 	CALL(connect, CONNECTOR),
@@ -104,7 +104,7 @@ static const struct rule rules[] = {
 	CALL(epoll_ctl, MAIN | IO),
 	CALL(eventfd2, MAIN),
 	CALL(timerfd_create, MAIN),
-	CALL(timerfd_settime, MAIN | VCPU),
+	CALL(timerfd_settime, ALL),
 	CALL(timerfd_gettime, MAIN | VCPU),
 
 	/* The ring, which is restricted itself: registered files only. */
