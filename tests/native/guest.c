@@ -37,6 +37,8 @@ static const struct {
 	{"vsock-serve", test_vsock_serve},
 	{"vsock-load", test_vsock_load},
 	{"vsock-garbage", test_vsock_garbage},
+	{"net-echo", test_net_echo},
+	{"net-malformed", test_net_malformed},
 	{"load", test_load},
 	{"generations", test_generations},
 	{"dirty", test_dirty},

@@ -41,6 +41,9 @@ void test_vsock_refused(void);
 void test_vsock_serve(void);
 void test_vsock_load(void);
 void test_vsock_garbage(void);
+/* test_net.c */
+void test_net_echo(void);
+void test_net_malformed(void);
 /* test_load.c */
 void test_load(void);
 void test_generations(void);

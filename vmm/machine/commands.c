@@ -48,7 +48,7 @@ static struct error *get_stats(void *self, struct control_call *call, json_t **r
 	for (unsigned i = 0; i < m->vcpus.count; i++)
 		json_array_append_new(vcpus,
 				      json_pack("{s:i, s:o}", "vcpu", (int)i, "exits", exits_of(&m->vcpus.vcpu[i])));
-	*result = json_pack("{s:o}", "vcpus", vcpus);
+	*result = json_pack("{s:o, s:o}", "vcpus", vcpus, "nets", machine_net_stats(m));
 	return NULL;
 }
 
@@ -164,6 +164,12 @@ static struct error *do_send_keys(void *self, struct control_call *call, json_t 
 	return taken ? NULL : error_new(EAGAIN, "the guest does not read its keyboard");
 }
 
+static struct error *do_link(void *self, struct control_call *call, json_t **result)
+{
+	(void)result;
+	return machine_link(self, call);
+}
+
 static struct error *do_quit(void *self, struct control_call *call, json_t **result)
 {
 	(void)result;
@@ -184,6 +190,7 @@ static const struct control_method methods[] = {
 	{"screenshot", do_screenshot},
 	{"send-keys", do_send_keys},
 	{"display-attach", do_display_attach},
+	{"link", do_link},
 	{NULL, NULL},
 };
 

@@ -10,6 +10,7 @@
 #include "vmm/display/display.h"
 #include "vmm/firmware/firmware.h"
 #include "vmm/machine/option.h"
+#include "vmm/net/net.h"
 #include "vmm/virtio/blk.h"
 #include "vmm/vsock/vsock.h"
 
@@ -20,6 +21,7 @@
 #define MACHINE_IO_MAX    8
 #define DISK_ID_BYTES     BLK_SERIAL_BYTES
 #define DISK_QUEUES_MAX   16
+#define MACHINE_NETS_MAX  6
 #define BOOT_INDEX_MAX    255
 #define BOOT_INDEX_NONE   (BOOT_INDEX_MAX + 1)
 
@@ -41,6 +43,14 @@ struct vm_config {
 	} disk[MACHINE_DISKS_MAX];
 	unsigned disks;
 	struct display_config display; /* width 0: none */
+	struct net_options {
+		char id[DISK_ID_BYTES + 1]; /* its name for people */
+		const char *tap, *passt, *vhost;
+		unsigned mtu;
+		int down;
+		struct net_config device;
+	} net[MACHINE_NETS_MAX];
+	unsigned nets;
 	bool rng;
 	struct vsock_options {
 		const char *path; /* NULL: none */
@@ -70,6 +80,15 @@ extern const struct option config_options[];
  * in *config point into @argv, whose strings are changed.
  */
 [[nodiscard]] struct error *config_parse(int argc, char **argv, struct vm_config *config);
+
+/* Copies @text to @id (DISK_ID_BYTES + 1) if it may be the id of something. @what names the option in errors. */
+[[nodiscard]] struct error *config_set_id(const char *what, const char *text, char *id);
+
+/* --- net_options.c --- */
+
+extern const struct option_group net_group;
+[[nodiscard]] struct error *config_open_nets(struct vm_config *config);
+void config_release_nets(struct vm_config *config);
 
 /* --- open.c --- */
 

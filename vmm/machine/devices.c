@@ -112,6 +112,23 @@ static struct error *create_vsock(struct machine *m)
 	return add_virtio(m, MACHINE_SLOT_VSOCK, "vsock", vsock_device(m->vsock));
 }
 
+static struct error *create_net(struct machine *m, unsigned index)
+{
+	struct net_options *options = &m->config->net[index];
+	struct net_config *config = &options->device;
+	char name[SAVED_NAME_MAX + 1];
+
+	config->threads = m->io;
+	config->thread_count = m->config->io_threads;
+	config->lost = machine_post_link;
+	config->lost_arg = m;
+	TRY(net_new(&m->net[index], &m->memory, config));
+	memset(config->fd, 0xff, sizeof(config->fd)); /* the device's now */
+	memset(config->vhost_fd, 0xff, sizeof(config->vhost_fd));
+	snprintf(name, sizeof(name), "net:%s", options->id);
+	return add_virtio(m, MACHINE_SLOT_NET + index, name, net_device(m->net[index]));
+}
+
 static struct error *create_pci(struct machine *m)
 {
 	TRY(pci_bus_init(&m->pci, &m->pio, &m->mmio[MEMORY_SPACE_NORMAL], &m->irqs, machine_mmio64_base(m)));
@@ -125,6 +142,8 @@ static struct error *create_pci(struct machine *m)
 		TRY(add_virtio(m, MACHINE_SLOT_RNG, "rng", rng_device(m->rng)));
 	}
 	TRY(create_vsock(m));
+	for (unsigned i = 0; i < m->config->nets; i++)
+		TRY(error_wrap(create_net(m, i), "network interface %s", m->config->net[i].id));
 	for (unsigned i = 0; i < m->config->disks; i++)
 		TRY(error_wrap(create_disk(m, i), "disk %s", m->config->disk[i].id));
 	TRY(lpc_init(&m->lpc, &m->pci));
@@ -193,6 +212,8 @@ void machine_destroy_devices(struct machine *m)
 		blk_free(m->disk[i]);
 	tablet_free(m->tablet);
 	display_free(m->display);
+	for (unsigned i = 0; i < MACHINE_NETS_MAX; i++)
+		net_free(m->net[i]);
 	rng_free(m->rng);
 	vsock_free(m->vsock);
 	for (unsigned i = 0; i < MACHINE_IO_MAX; i++)

@@ -168,7 +168,7 @@ static void arm(struct iothread *t, struct io_watch *watch)
 {
 	struct io_uring_sqe *sqe = next_sqe(t, 0);
 
-	io_uring_prep_poll_multishot(sqe, (int)watch->slot, POLLIN);
+	io_uring_prep_poll_multishot(sqe, (int)watch->slot, watch->events ? (unsigned)watch->events : POLLIN);
 	finish_sqe(sqe, (uintptr_t)watch | TAG_WATCH);
 	watch->armed = true;
 }
@@ -544,13 +544,13 @@ static void unwatch(void *arg)
 		return;
 	*link = call->watch->next;
 	call->watch->wanted = false;
-	if (!call->watch->armed)
-		return;
-	struct io_uring_sqe *sqe = next_sqe(call->thread, 0);
-	io_uring_prep_poll_remove(sqe, (uintptr_t)call->watch | TAG_WATCH);
-	finish_sqe(sqe, 0);
-	while (call->watch->armed)
+	/* Again and again: a poll that is just being woken is not removed (EALREADY), and comes back armed. */
+	while (call->watch->armed) {
+		struct io_uring_sqe *sqe = next_sqe(call->thread, 0);
+		io_uring_prep_poll_remove(sqe, (uintptr_t)call->watch | TAG_WATCH);
+		finish_sqe(sqe, 0);
 		serve(call->thread);
+	}
 }
 
 void iothread_unwatch(struct iothread *t, struct io_watch *w)

@@ -28,10 +28,14 @@ struct io_op {
 	void (*done)(struct io_op *op, int res);
 };
 
-/* A watched eventfd; embedded in its owner, who sets @ready and @slot. The rest belongs to the thread. */
+/*
+ * A watched eventfd or socket; embedded in its owner, who sets @ready, @slot and @events (as poll(2); 0 means POLLIN).
+ * The rest belongs to the thread.
+ */
 struct io_watch {
 	void (*ready)(struct io_watch *watch);
 	unsigned slot;
+	short events;
 	bool armed, wanted;
 	struct io_watch *next;
 };
@@ -95,8 +99,9 @@ void iothread_fallocate(struct iothread *thread, struct io_op *op, unsigned slot
 			uint64_t len);
 
 /*
- * Has @watch->ready called after the eventfd registered as @watch->slot was signalled (several signals may be one
- * call), until iothread_unwatch() has returned. The counter is not consumed. Any thread.
+ * Has @watch->ready called after the file registered as @watch->slot was signalled or became ready (several times may
+ * be one call), until iothread_unwatch() has returned. An eventfd's counter is not consumed; of other files all must be
+ * taken that is there, for only what comes then is told again. Any thread.
  */
 void iothread_watch(struct iothread *thread, struct io_watch *watch);
 void iothread_unwatch(struct iothread *thread, struct io_watch *watch);

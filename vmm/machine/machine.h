@@ -30,6 +30,7 @@
 #include "vmm/machine/unit.h"
 #include "vmm/memory/bus.h"
 #include "vmm/memory/memory.h"
+#include "vmm/net/net.h"
 #include "vmm/pci/pci.h"
 #include "vmm/virtio/blk.h"
 #include "vmm/virtio/rng.h"
@@ -91,6 +92,7 @@ struct machine {
 	struct viewers *viewers;
 	struct rng *rng;
 	struct vsock *vsock;
+	struct net *net[MACHINE_NETS_MAX];
 	struct blk *disk[MACHINE_DISKS_MAX];
 	struct lpc lpc;
 	struct firmware firmware;
@@ -170,6 +172,15 @@ const char *machine_state_name(const struct machine *machine);
 
 /* Loads a freshly built machine from @fd. After an error it must be destroyed. */
 [[nodiscard]] struct error *machine_load(struct machine *machine, int fd);
+
+/* --- net_commands.c --- */
+
+/* What the control socket is told of interfaces (the caller's), and its method `link`. */
+json_t *machine_net_stats(const struct machine *machine);
+[[nodiscard]] struct error *machine_link(struct machine *machine, struct control_call *call);
+
+/* Something may have happened to a link by itself: tells the control socket's clients. Any thread. */
+void machine_post_link(void *machine);
 
 /* --- commands.c --- */
 

@@ -183,6 +183,7 @@ struct error *config_open(struct vm_config *config)
 	TRY(option_open(&config->restore, "--restore", O_RDONLY));
 	for (unsigned i = 0; i < config->disks; i++)
 		TRY(open_disk(&config->disk[i]));
+	TRY(config_open_nets(config));
 	TRY(open_kvm(config));
 	TRY(open_serial(config));
 	TRY(open_vsock(config));
@@ -203,5 +204,6 @@ void config_release(struct vm_config *config)
 	close_fd(&config->vsock.connector_fd);
 	for (unsigned i = 0; i < config->disks; i++)
 		close_fd(&config->disk[i].blk.fd);
+	config_release_nets(config);
 	json_decref(config->json);
 }

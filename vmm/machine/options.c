@@ -20,17 +20,23 @@
 
 /* --- --disk --- */
 
-static struct error *set_disk_id(const char *what, const char *text, void *object)
+struct error *config_set_id(const char *what, const char *text, char *id)
 {
-	struct disk_config *disk = object;
 	size_t len = strlen(text);
 
 	if (len == 0 || len > DISK_ID_BYTES ||
 	    strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") != len)
 		return error_hint(error_new(EINVAL, "%s: '%s' is not an id", what, text),
 				  "an id has 1 to %d letters, digits, dots, dashes and underscores", DISK_ID_BYTES);
-	memcpy(disk->id, text, len + 1);
+	memcpy(id, text, len + 1);
 	return NULL;
+}
+
+static struct error *set_disk_id(const char *what, const char *text, void *object)
+{
+	struct disk_config *disk = object;
+
+	return config_set_id(what, text, disk->id);
 }
 
 static struct error *set_on_error(const char *what, const char *text, void *object)
@@ -208,6 +214,9 @@ const struct option config_options[] = {
 	{"uuid", OPTION_OWN, .own = set_uuid, .value = "UUID", .help = "what firmware says the machine's identity is"},
 	{"disk", OPTION_GROUP, AT(disk), .aka = "drive drives", .group = &disk_group,
 	 .value = "path=FILE[,FIELD=VALUE]...", .help = "a raw disk on virtio-blk; may be given up to 16 times"},
+	{"net", OPTION_GROUP, AT(net), .aka = "netdev nic network", .group = &net_group,
+	 .value = "tap=NAME|passt=PATH[,FIELD=VALUE]...",
+	 .help = "a network interface on virtio-net; may be given up to 6 times"},
 	{"rng", OPTION_FLAG, AT(rng), .help = "a virtio entropy source"},
 	{"display", OPTION_OWN, .own = set_display, .aka = "vga", .value = "on|off|WxH",
 	 .help = "a display that prefers pictures of W x H pixels (default: off; on is 1280x800)"},

@@ -60,8 +60,11 @@ static void device_write(struct pci_device *dev, unsigned offset, unsigned size,
 		pci_command_changed(dev);
 	if (command || bars || ecam)
 		pci_update_mappings(dev->bus);
-	if (dev->msix.vectors && touches(offset, size, dev->msix.capability + 2, 2))
+	bool msix = dev->msix.vectors && touches(offset, size, dev->msix.capability + 2, 2);
+	if (msix)
 		pci_msix_control_changed(dev);
+	if ((command || msix) && dev->ops && dev->ops->function_changed)
+		dev->ops->function_changed(dev->self);
 }
 
 /*

@@ -58,6 +58,11 @@ struct pci_ops {
 	 */
 	bool (*config_read)(void *self, unsigned offset, unsigned size, uint32_t *value);
 	bool (*config_write)(void *self, unsigned offset, unsigned size, uint32_t value);
+	/*
+	 * The guest wrote the command register or MSI-X's control word, and what pci_bus_master() or pci_msix_enabled()
+	 * say may be new. May be NULL. Called with the bus's configuration lock held.
+	 */
+	void (*function_changed)(void *self);
 };
 
 enum pci_bar_kind {

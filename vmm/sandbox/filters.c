@@ -17,8 +17,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/if_tun.h>
 #include <linux/io_uring.h>
 #include <linux/kvm.h>
+#include <linux/vhost.h>
 #include <seccomp.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -210,6 +212,21 @@ static const struct {
 	{KVM_KVMCLOCK_CTRL, MAIN | VCPU},
 	{KVM_NMI, MAIN | VCPU},
 	{KVM_TRANSLATE, VCPU},
+	/* vhost-net and the tap: rings start and stop on I/O threads, whatever asked for it. All of it is about this
+	 * process's own memory and descriptors it holds. */
+	{VHOST_SET_OWNER, IO},
+	{VHOST_SET_MEM_TABLE, IO},
+	{VHOST_SET_FEATURES, IO},
+	{VHOST_SET_VRING_NUM, IO},
+	{VHOST_SET_VRING_BASE, IO},
+	{VHOST_SET_VRING_ADDR, IO},
+	{VHOST_SET_VRING_KICK, IO},
+	{VHOST_SET_VRING_CALL, IO},
+	{VHOST_SET_VRING_ERR, IO},
+	{VHOST_GET_VRING_BASE, IO},
+	{VHOST_NET_SET_BACKEND, IO},
+	{TUNSETOFFLOAD, IO},
+	{TUNSETQUEUE, IO},
 	/* A terminal's mode is put back at the end; a disk that comes later is measured. */
 	{TCGETS, MAIN},
 	{TCSETS, MAIN},

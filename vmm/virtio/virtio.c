@@ -102,6 +102,11 @@ void virtio_broken(struct virtio_queue *queue)
 	virtio_pci_needs_reset(queue->device->transport, queue);
 }
 
+void virtio_config_changed(struct virtio_device *dev)
+{
+	virtio_pci_config_changed(dev->transport);
+}
+
 void virtio_again(struct virtio_queue *queue)
 {
 	uint64_t one = 1;
@@ -138,6 +143,20 @@ static void reset_queue(void *arg)
 		queue->device->ops->forget(queue);
 	virtqueue_reset(&queue->ring, queue->device->memory, queue->ring.size_max);
 	atomic_store_explicit(&queue->vector, VIRTIO_NO_VECTOR, memory_order_relaxed);
+}
+
+static void function_changed(void *arg)
+{
+	struct virtio_queue *queue = arg;
+
+	if (queue->running)
+		queue->device->ops->function_changed(queue);
+}
+
+void virtio_function_changed(struct virtio_queue *queue)
+{
+	if (queue->device->ops->function_changed)
+		iothread_call(queue->thread, function_changed, queue);
 }
 
 void virtio_start(struct virtio_queue *queue)

@@ -53,6 +53,12 @@ struct virtio_ops {
 	/* The guest reset the drained queue: what was held is void. May be NULL. */
 	void (*forget)(struct virtio_queue *queue);
 
+	/*
+	 * Something changed for a running queue that who serves it may have to know: its vector, whether the function
+	 * uses MSI-X, whether it may reach memory. On its thread. NULL: looked at each time.
+	 */
+	void (*function_changed)(struct virtio_queue *queue);
+
 	/* The guest reset the device; all queues were drained and forgotten. May be NULL. */
 	void (*reset)(struct virtio_device *dev);
 	/* The device's own state, without queues and transport. May be NULL. */
@@ -96,12 +102,17 @@ void virtio_publish(struct virtio_queue *queue);
  * thread. */
 void virtio_broken(struct virtio_queue *queue);
 
+/* The device's configuration changed by itself: tells a driver that is up (2.4.1). Any thread. */
+void virtio_config_changed(struct virtio_device *dev);
+
 /* Runs the queue's kick() soon, after others had their turn. On the queue's thread. */
 void virtio_again(struct virtio_queue *queue);
 
 /* For the transport: each from any thread but an I/O thread. Starting twice or stopping twice is the same as once. */
 void virtio_start(struct virtio_queue *queue);
 void virtio_stop(struct virtio_queue *queue);
+/* Runs the device's function_changed() for the queue, if it runs. */
+void virtio_function_changed(struct virtio_queue *queue);
 /* Stops the queue and takes its ring back to the state at reset. */
 void virtio_reset_queue(struct virtio_queue *queue);
 

@@ -169,8 +169,10 @@ static uint64_t get_queue_vector(const struct virtio_pci *vp)
 static void set_queue_vector(struct virtio_pci *vp, uint64_t value)
 {
 	struct virtio_queue *queue = selected(vp);
-	if (queue)
-		atomic_store_explicit(&queue->vector, virtio_pci_valid_vector(vp, value), memory_order_relaxed);
+	if (!queue)
+		return;
+	atomic_store_explicit(&queue->vector, virtio_pci_valid_vector(vp, value), memory_order_relaxed);
+	virtio_function_changed(queue);
 }
 
 static uint64_t get_enable(const struct virtio_pci *vp)

@@ -70,6 +70,13 @@ void virtio_pci_needs_reset(struct virtio_pci *vp, const struct virtio_queue *qu
 
 /* --- the device's configuration --- */
 
+void virtio_pci_config_changed(struct virtio_pci *vp)
+{
+	vp->generation++;
+	if (virtio_pci_status(vp) & VIRTIO_CONFIG_S_DRIVER_OK)
+		interrupt(vp, atomic_load_explicit(&vp->config_vector, memory_order_relaxed), ISR_CONFIG);
+}
+
 static uint64_t config_read(struct virtio_pci *vp, uint64_t offset, unsigned size)
 {
 	uint8_t config[CONFIG_MAX] = {0};
@@ -232,7 +239,17 @@ static bool pci_config_write(void *self, unsigned offset, unsigned, uint32_t val
 	return true;
 }
 
+/* The guest changed who may reach memory, or how interrupts go: those who serve the queues look again. */
+static void function_changed(void *self)
+{
+	struct virtio_pci *vp = self;
+
+	for (unsigned i = 0; i < vp->device->queue_count; i++)
+		virtio_function_changed(&vp->device->queue[i]);
+}
+
 static const struct pci_ops pci_ops = {
+	.function_changed = function_changed,
 	.bar_mapped = bar_mapped,
 	.config_read = pci_config_read,
 	.config_write = pci_config_write,
@@ -371,6 +388,7 @@ static void state(void *self, struct saved *s)
 	struct virtio_device *dev = vp->device;
 	uint8_t status = (uint8_t)virtio_pci_status(vp);
 	uint16_t config_vector = atomic_load_explicit(&vp->config_vector, memory_order_relaxed);
+	uint8_t generation = vp->generation;
 
 	saved_require(s);
 	saved_subsection(s, "pci", true, (saved_body_fn *)pci_device_state, &vp->pci);
@@ -381,10 +399,11 @@ static void state(void *self, struct saved *s)
 	saved_require(s);
 	saved_u64(s, "driver-features", &vp->driver_features);
 	saved_u16(s, "queue-select", &vp->queue_select);
-	saved_u8(s, "generation", &vp->generation);
+	saved_u8(s, "generation", &generation);
 	saved_u8(s, "isr", &vp->isr);
 	saved_u16(s, "config-vector", &config_vector);
 	if (saved_loading(s)) {
+		vp->generation = generation;
 		atomic_store_explicit(&vp->status, status, memory_order_release);
 		atomic_store_explicit(&vp->config_vector, virtio_pci_valid_vector(vp, config_vector),
 				      memory_order_relaxed);

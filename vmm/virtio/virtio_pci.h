@@ -38,7 +38,7 @@ struct virtio_pci {
 	uint32_t device_feature_select, driver_feature_select;
 	uint64_t driver_features;
 	uint16_t queue_select;
-	uint8_t generation;
+	_Atomic uint8_t generation;
 	bool paused;
 	_Atomic uint16_t config_vector;
 	atomic_uint status;
@@ -62,6 +62,9 @@ struct unit virtio_pci_unit(struct virtio_pci *vp, const char *name);
 
 /* Interrupts the guest for @queue. Hot: with MSI-X no lock is taken. Any thread. */
 void virtio_pci_queue_interrupt(struct virtio_queue *queue);
+
+/* The device's configuration changed by itself. Any thread. */
+void virtio_pci_config_changed(struct virtio_pci *vp);
 
 /* Sets DEVICE_NEEDS_RESET and tells the driver, because @queue is broken. Any thread. */
 void virtio_pci_needs_reset(struct virtio_pci *vp, const struct virtio_queue *queue);

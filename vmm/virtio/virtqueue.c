@@ -86,17 +86,27 @@ void virtqueue_quiet(struct virtqueue *vq)
 		__atomic_store_n(&vq->used->flags, VRING_USED_F_NO_NOTIFY, __ATOMIC_RELAXED);
 }
 
-bool virtqueue_listen(struct virtqueue *vq)
+static bool listen_behind(struct virtqueue *vq, uint16_t index)
 {
 	if (vq->broken)
 		return false;
 	if (vq->event_idx)
-		__atomic_store_n(avail_event(vq), vq->next_avail, __ATOMIC_RELAXED);
+		__atomic_store_n(avail_event(vq), index, __ATOMIC_RELAXED);
 	else
 		__atomic_store_n(&vq->used->flags, 0, __ATOMIC_RELAXED);
 	/* The guest writes idx, then looks at what was just stored. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	return load16(&vq->avail->idx, __ATOMIC_RELAXED) != vq->next_avail;
+	return load16(&vq->avail->idx, __ATOMIC_RELAXED) != index;
+}
+
+bool virtqueue_listen(struct virtqueue *vq)
+{
+	return listen_behind(vq, vq->next_avail);
+}
+
+bool virtqueue_listen_beyond(struct virtqueue *vq)
+{
+	return listen_behind(vq, vq->seen_avail);
 }
 
 /* --- chains --- */
@@ -217,6 +227,22 @@ void virtqueue_push(struct virtqueue *vq, uint16_t head, uint32_t written)
 	struct vring_used_elem *e = &vq->used->ring[vq->next_used++ & (vq->size - 1)];
 	__atomic_store_n(&e->id, head, __ATOMIC_RELAXED);
 	__atomic_store_n(&e->len, written, __ATOMIC_RELAXED);
+}
+
+void virtqueue_rewind(struct virtqueue *vq, uint16_t count)
+{
+	if (vq->broken)
+		return;
+	vq->next_avail -= count;
+	vq->next_used -= count;
+}
+
+void virtqueue_move(struct virtqueue *vq, uint16_t next_avail)
+{
+	if (vq->broken || !vq->enabled)
+		return;
+	vq->next_avail = vq->seen_avail = next_avail;
+	vq->next_used = vq->published = load16(&vq->used->idx, __ATOMIC_ACQUIRE);
 }
 
 void virtqueue_state(void *self, struct saved *s)

@@ -99,6 +99,21 @@ void virtqueue_quiet(struct virtqueue *vq);
  */
 [[nodiscard]] bool virtqueue_listen(struct virtqueue *vq);
 
+/*
+ * Asks the guest to ring for what it makes available behind what was seen already, which the device could not use yet
+ * by itself. True when something came before it could know.
+ */
+[[nodiscard]] bool virtqueue_listen_beyond(struct virtqueue *vq);
+
+/* Takes the last @count chains back: as if they had not been popped, nor pushed. None of them was published. */
+void virtqueue_rewind(struct virtqueue *vq, uint16_t count);
+
+/*
+ * Somebody else (vhost) served the ring and took the chains before @next_avail; all of these are used, and the guest
+ * knows.
+ */
+void virtqueue_move(struct virtqueue *vq, uint16_t next_avail);
+
 /* Breaks the queue; @why is a constant. Returns VIRTQUEUE_BROKEN. The first reason stays. */
 enum virtqueue_result virtqueue_break(struct virtqueue *vq, const char *why);
 
