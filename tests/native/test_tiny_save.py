@@ -19,7 +19,7 @@ Disk = Callable[..., Path]
 def move(tiny: Start, vm: Tiny, path: Path, *args: object, **options: object) -> Tiny:
     """Saves a running machine, ends it, and goes on in a new process."""
     vm.save(path)
-    assert vm.state() == "saved"
+    assert vm.state() == "saved" and vm.events[-1]["params"]["state"] == "saved"
     vm.call("quit")
     assert vm.wait() == 0
     return tiny("", *args, restore=path, **options)
@@ -156,9 +156,9 @@ def test_what_does_not_fit(tiny: Start, disk: Disk, tmp_path: Path) -> None:
     for args, options, words in [
         (fits, {"memory": "65M", "cpus": 2}, "--memory"),
         (fits, {"cpus": 1}, "--cpus"),
-        ([], {"cpus": 2}, "--disk"),
-        ([*fits, "--rng"], {"cpus": 2}, "contract"),
-        (["--disk", f"path={image},id=there,queues=2"], {"cpus": 2}, "there"),
+        ([], {"cpus": 2}, "the saved machine has 'disk:here', this one has not"),
+        ([*fits, "--rng"], {"cpus": 2}, "this machine has 'rng', the saved one has not"),
+        (["--disk", f"path={image},id=there,queues=2"], {"cpus": 2}, "the saved machine has 'disk:here'"),
         (["--disk", f"path={image},id=here,queues=3"], {"cpus": 2}, "here"),
         (["--disk", f"path={disk(8, 'small.raw')},id=here,queues=2"], {"cpus": 2}, "not the disk the guest knows"),
     ]:

@@ -160,6 +160,8 @@ void machine_post_disk_error(void *machine, int errnum);
 [[nodiscard]] struct error *machine_end(struct machine *machine);
 /* Ends the event loop. */
 void machine_quit(struct machine *machine);
+/* Sets the state and tells the clients of the control socket. @why is copied. */
+void machine_set_state(struct machine *machine, enum machine_state state, const char *why);
 const char *machine_state_name(const struct machine *machine);
 
 /* --- save.c --- */

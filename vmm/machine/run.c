@@ -23,7 +23,7 @@ const char *machine_state_name(const struct machine *machine)
 	return state_names[machine->state];
 }
 
-static void set_state(struct machine *machine, enum machine_state state, const char *why)
+void machine_set_state(struct machine *machine, enum machine_state state, const char *why)
 {
 	machine->state = state;
 	snprintf(machine->why, sizeof(machine->why), "%s", why);
@@ -55,7 +55,7 @@ struct error *machine_pause(struct machine *machine, const char *why)
 	if (machine->state != MACHINE_RUNNING)
 		return error_new(EBUSY, "pause %s: it is %s", machine->config->name, machine_state_name(machine));
 	stop_everything(machine);
-	set_state(machine, MACHINE_PAUSED, why);
+	machine_set_state(machine, MACHINE_PAUSED, why);
 	return NULL;
 }
 
@@ -69,7 +69,7 @@ struct error *machine_resume(struct machine *machine)
 		TRY(error_wrap(machine_activate(machine), "resume %s", machine->config->name));
 	machine->disk_error = 0;
 	go_on(machine);
-	set_state(machine, MACHINE_RUNNING, "");
+	machine_set_state(machine, MACHINE_RUNNING, "");
 	return NULL;
 }
 
@@ -110,7 +110,7 @@ struct error *machine_end(struct machine *machine)
 {
 	if (machine->state == MACHINE_RUNNING) {
 		stop_everything(machine);
-		set_state(machine, MACHINE_STOPPED, "told to end");
+		machine_set_state(machine, MACHINE_STOPPED, "told to end");
 	}
 	if (machine->state == MACHINE_SAVED)
 		return NULL;
@@ -127,7 +127,7 @@ static void fail(struct machine *machine, const char *what)
 	if (machine->state == MACHINE_RUNNING)
 		stop_everything(machine);
 	log_err("%s: the machine cannot go on: %s", machine->config->name, what);
-	set_state(machine, MACHINE_FAILED, what);
+	machine_set_state(machine, MACHINE_FAILED, what);
 	machine_quit(machine);
 }
 
@@ -152,7 +152,7 @@ static void look(void *arg)
 	if (machine->wants_power_off) {
 		if (machine->state == MACHINE_RUNNING)
 			stop_everything(machine);
-		set_state(machine, MACHINE_STOPPED, "the guest powered off");
+		machine_set_state(machine, MACHINE_STOPPED, "the guest powered off");
 		machine_quit(machine);
 		return;
 	}

@@ -15,17 +15,62 @@
 #include <string.h>
 #include <unistd.h>
 
-/* One device of the contract: the unit's name, which tells its kind, id and place. */
+/* The units of the contract by name, which tells the kind of a device, its id and its place. */
+struct unit_names {
+	size_t count;
+	struct unit_name {
+		char name[SAVED_NAME_MAX + 1];
+	} unit[MACHINE_UNITS_MAX];
+};
+
 static void unit_name_state(void *self, struct saved *s)
 {
-	struct unit *unit = self;
-	char name[SAVED_NAME_MAX + 1];
+	struct unit_name *unit = self;
 
-	snprintf(name, sizeof(name), "%s", unit->name);
 	saved_require(s);
-	saved_string(s, "name", name, sizeof(name));
-	if (saved_loading(s) && strcmp(name, unit->name) != 0)
-		saved_fail(s, "the saved machine has '%s' where this one has '%s'", name, unit->name);
+	saved_string(s, "name", unit->name, sizeof(unit->name));
+}
+
+static bool has_unit(const struct unit_names *names, const char *name)
+{
+	for (size_t i = 0; i < names->count; i++)
+		if (strcmp(names->unit[i].name, name) == 0)
+			return true;
+	return false;
+}
+
+static void names_of(const struct machine *machine, struct unit_names *names)
+{
+	names->count = machine->units;
+	for (unsigned i = 0; i < machine->units; i++)
+		memcpy(names->unit[i].name, machine->unit[i].name, sizeof(names->unit[i].name));
+}
+
+/* What one has and the other lacks is named; with the same units the order can differ only when ids were swapped. */
+static void compare_units(struct saved *s, const struct unit_names *saved, const struct unit_names *ours)
+{
+	for (size_t i = 0; i < saved->count; i++)
+		if (!has_unit(ours, saved->unit[i].name))
+			saved_fail(s, "the saved machine has '%s', this one has not", saved->unit[i].name);
+	for (size_t i = 0; i < ours->count; i++)
+		if (!has_unit(saved, ours->unit[i].name))
+			saved_fail(s, "this machine has '%s', the saved one has not", ours->unit[i].name);
+	for (size_t i = 0; i < ours->count && saved->count == ours->count; i++)
+		if (strcmp(saved->unit[i].name, ours->unit[i].name) != 0)
+			saved_fail(s, "the saved machine has '%s' where this one has '%s'", saved->unit[i].name,
+				   ours->unit[i].name);
+}
+
+static void units_state(struct machine *machine, struct saved *s)
+{
+	static struct unit_names names, ours; /* large, and only the main thread comes here */
+
+	names_of(machine, &names);
+	names_of(machine, &ours);
+	saved_require(s);
+	saved_list(s, "units", names.unit, &names.count, MACHINE_UNITS_MAX, sizeof(names.unit[0]), unit_name_state);
+	if (saved_loading(s))
+		compare_units(s, &names, &ours);
 }
 
 static void contract_state(void *self, struct saved *s)
@@ -33,14 +78,11 @@ static void contract_state(void *self, struct saved *s)
 	struct machine *machine = self;
 	uint64_t memory = machine->memory.size;
 	uint32_t vcpus = machine->config->cpus;
-	uint32_t disks = machine->config->disks;
 
 	saved_require(s);
 	saved_u64(s, "memory", &memory);
 	saved_require(s);
 	saved_u32(s, "vcpus", &vcpus);
-	saved_require(s);
-	saved_u32(s, "disks", &disks);
 	if (saved_loading(s)) {
 		if (memory != machine->memory.size)
 			saved_fail(s, "the saved machine has %llu MiB of memory, this one %llu (--memory)",
@@ -49,12 +91,8 @@ static void contract_state(void *self, struct saved *s)
 		if (vcpus != machine->config->cpus)
 			saved_fail(s, "the saved machine has %u vCPUs, this one %u (--cpus)", vcpus,
 				   machine->config->cpus);
-		if (disks != machine->config->disks)
-			saved_fail(s, "the saved machine has %u disks, this one %u (--disk)", disks,
-				   machine->config->disks);
 	}
-	saved_require(s);
-	saved_array(s, "units", machine->unit, machine->units, sizeof(machine->unit[0]), unit_name_state);
+	units_state(machine, s);
 }
 
 static struct error *each_unit(struct machine *machine, struct saved *s)
@@ -113,7 +151,7 @@ struct error *machine_save(struct machine *machine, int fd)
 		log_error(machine_activate(machine));
 		return error_wrap(err, "save %s: release its disks", machine->config->name);
 	}
-	machine->state = MACHINE_SAVED;
+	machine_set_state(machine, MACHINE_SAVED, "saved");
 	return NULL;
 }
 
