@@ -1,5 +1,6 @@
 """Tiny guests drive the machine from inside: what is not there, clocks, power, processors, serial port, PCI, entropy."""
 
+import os
 import random
 import re
 import time
@@ -78,6 +79,24 @@ def test_reset_from_outside(tiny: Start, cpus: int) -> None:
         vm.expect("TEST smp ok\nIDLE")
         vm.call("reset")
     vm.expect("TEST smp ok\nIDLE")
+    vm.send("x")
+    vm.finish()
+
+
+def test_reset_that_fails(tiny: Start, tmp_path: Path) -> None:
+    """The kernel's file went bad meanwhile: the machine does not run on half reset, and is mended by another reset."""
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(GUEST.read_bytes())
+    vm = tiny("idle", kernel=kernel)
+    vm.expect("IDLE")
+    os.truncate(kernel, 100)
+    assert "start the kernel again" in vm.try_call("reset")["error"]["message"]
+    assert vm.state() == "paused"
+    assert "reset failed" in vm.try_call("resume")["error"]["message"]
+    kernel.write_bytes(GUEST.read_bytes())
+    vm.call("reset")
+    vm.call("resume")
+    vm.expect("IDLE")
     vm.send("x")
     vm.finish()
 

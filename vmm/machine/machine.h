@@ -102,6 +102,8 @@ struct machine {
 	unsigned units;
 	struct unit unit[MACHINE_UNITS_MAX];
 
+	bool half_reset; /* a reset failed: the machine cannot run before another one went well */
+
 	/* Set by vCPU and I/O threads before they post; see run.c. */
 	atomic_bool wants_reset, wants_power_off, has_failed;
 	atomic_int disk_error; /* errno of a request held by the pause policy, 0: none */

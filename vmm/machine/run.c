@@ -65,6 +65,9 @@ struct error *machine_resume(struct machine *machine)
 		return NULL;
 	if (machine->state == MACHINE_STOPPED || machine->state == MACHINE_FAILED)
 		return error_new(EBUSY, "resume %s: it is %s", machine->config->name, machine_state_name(machine));
+	if (machine->half_reset)
+		return error_hint(error_new(EBUSY, "resume %s: its reset failed half-way", machine->config->name),
+				  "mend what the reset complained of, and reset it again");
 	if (machine->state == MACHINE_SAVED)
 		TRY(error_wrap(machine_activate(machine), "resume %s", machine->config->name));
 	machine->disk_error = 0;
@@ -87,6 +90,7 @@ struct error *machine_reset(struct machine *machine)
 	if (was_running)
 		stop_everything(machine);
 	machine->state = MACHINE_PAUSED; /* what it is, should anything below fail */
+	machine->half_reset = true;
 	for (unsigned i = 0; i < machine->units; i++)
 		if (machine->unit[i].ops->reset)
 			machine->unit[i].ops->reset(machine->unit[i].self);
@@ -96,7 +100,7 @@ struct error *machine_reset(struct machine *machine)
 		TRY(error_wrap(boot_load(&machine->memory, &machine->boot, &entry), "start the kernel again"));
 		TRY(vcpus_boot(&machine->vcpus, &entry));
 	}
-	machine->wants_reset = false;
+	machine->wants_reset = machine->half_reset = false;
 	if (was_running) {
 		go_on(machine);
 		machine->state = MACHINE_RUNNING;

@@ -141,9 +141,9 @@ static struct error *make_durable(int fd)
 
 struct error *machine_save(struct machine *machine, int fd)
 {
-	if (machine->state != MACHINE_PAUSED)
+	if (machine->state != MACHINE_PAUSED || machine->half_reset)
 		return error_new(EBUSY, "save %s: it is %s, not paused", machine->config->name,
-				 machine_state_name(machine));
+				 machine->half_reset ? "half reset" : machine_state_name(machine));
 	TRY(error_wrap(write_stream(machine, fd), "save %s", machine->config->name));
 	TRY(error_wrap(make_durable(fd), "save %s", machine->config->name));
 	struct error *err = machine_deactivate(machine);
