@@ -39,6 +39,7 @@ static const struct {
 	{"vsock-garbage", test_vsock_garbage},
 	{"net-echo", test_net_echo},
 	{"net-malformed", test_net_malformed},
+	{"balloon", test_balloon},
 	{"load", test_load},
 	{"generations", test_generations},
 	{"dirty", test_dirty},

@@ -9,10 +9,17 @@
 #include "vmm/display/keys.h"
 
 #include <errno.h>
+#include <time.h>
 
 static struct error *no_params(const struct control_call *call)
 {
 	return control_params(call, "{}");
+}
+
+static json_t *balloon_status(const struct machine *m)
+{
+	return json_pack("{s:I, s:I}", "target", (json_int_t)balloon_target(m->balloon), "actual",
+			 (json_int_t)balloon_actual(m->balloon));
 }
 
 static struct error *get_status(void *self, struct control_call *call, json_t **result)
@@ -24,6 +31,8 @@ static struct error *get_status(void *self, struct control_call *call, json_t **
 			    MACHINE_TYPE, "version", GLINT_VERSION, "state", machine_state_name(m), "why", m->why,
 			    "memory", (json_int_t)m->memory.size, "vcpus", (int)m->config->cpus, "disks",
 			    (int)m->config->disks, "serial", m->config->serial, "sandbox", m->config->sandbox);
+	if (m->balloon)
+		json_object_set_new(*result, "balloon", balloon_status(m));
 	return NULL;
 }
 
@@ -170,6 +179,65 @@ static struct error *do_link(void *self, struct control_call *call, json_t **res
 	return machine_link(self, call);
 }
 
+static struct error *need_balloon(const struct machine *m)
+{
+	if (m->balloon)
+		return NULL;
+	return error_hint(error_new(ENODEV, "%s has no balloon", m->config->name), "start it with --balloon");
+}
+
+static struct error *do_balloon(void *self, struct control_call *call, json_t **result)
+{
+	struct machine *m = self;
+	json_int_t target;
+
+	TRY(control_params(call, "{s:I}", "target", &target));
+	TRY(need_balloon(m));
+	if (target < 0)
+		return error_new(EINVAL, "balloon: a target of %lld bytes", (long long)target);
+	TRY(error_wrap(balloon_set_target(m->balloon, (uint64_t)target), "balloon"));
+	*result = balloon_status(m);
+	return NULL;
+}
+
+static json_t *balloon_stats_json(const struct balloon_stats *stats)
+{
+	json_t *values = json_object();
+
+	for (unsigned i = 0; i < BALLOON_STATS; i++)
+		if (stats->known >> i & 1)
+			json_object_set_new(values, balloon_stat_name(i), json_integer((json_int_t)stats->value[i]));
+	return values;
+}
+
+void machine_notify_balloon_stats(struct machine *m)
+{
+	struct balloon_stats stats;
+
+	balloon_get_stats(m->balloon, &stats);
+	if (m->control)
+		control_notify(m->control, "balloon-stats", json_pack("{s:o}", "stats", balloon_stats_json(&stats)));
+}
+
+/* What is known now; newer ones come as a notification if the guest could be asked. */
+static struct error *get_balloon_stats(void *self, struct control_call *call, json_t **result)
+{
+	struct machine *m = self;
+	struct balloon_stats stats;
+	struct timespec now;
+
+	TRY(no_params(call));
+	TRY(need_balloon(m));
+	balloon_get_stats(m->balloon, &stats);
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	int64_t age = (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000 - (int64_t)(stats.when / 1000000);
+	bool asked = balloon_ask_stats(m->balloon);
+	*result = json_pack("{s:o, s:b}", "stats", balloon_stats_json(&stats), "asked", asked);
+	if (stats.when)
+		json_object_set_new(*result, "age-ms", json_integer(age));
+	return NULL;
+}
+
 static struct error *do_quit(void *self, struct control_call *call, json_t **result)
 {
 	(void)result;
@@ -191,6 +259,8 @@ static const struct control_method methods[] = {
 	{"send-keys", do_send_keys},
 	{"display-attach", do_display_attach},
 	{"link", do_link},
+	{"balloon", do_balloon},
+	{"balloon-stats", get_balloon_stats},
 	{NULL, NULL},
 };
 

@@ -11,6 +11,7 @@
 #include "vmm/firmware/firmware.h"
 #include "vmm/machine/option.h"
 #include "vmm/net/net.h"
+#include "vmm/virtio/balloon.h"
 #include "vmm/virtio/blk.h"
 #include "vmm/vsock/vsock.h"
 
@@ -57,6 +58,10 @@ struct vm_config {
 		unsigned cid;
 		int listen_fd, connector_fd; /* what became of the path; -1: none */
 	} vsock;
+	struct balloon_options {
+		bool use;
+		struct balloon_config device;
+	} balloon;
 	const char *serial, *control; /* as they were asked for; what became of them: */
 	int serial_in, serial_out;    /* -1: none */
 	char serial_pty[32];          /* the pseudo-terminal's name */

@@ -129,6 +129,14 @@ static struct error *create_net(struct machine *m, unsigned index)
 	return add_virtio(m, MACHINE_SLOT_NET + index, name, net_device(m->net[index]));
 }
 
+static struct error *create_balloon(struct machine *m)
+{
+	m->config->balloon.device.stats_changed = machine_post_balloon_stats;
+	m->config->balloon.device.arg = m;
+	TRY(balloon_new(&m->balloon, &m->memory, m->io[0], &m->config->balloon.device));
+	return add_virtio(m, MACHINE_SLOT_BALLOON, "balloon", balloon_device(m->balloon));
+}
+
 static struct error *create_pci(struct machine *m)
 {
 	TRY(pci_bus_init(&m->pci, &m->pio, &m->mmio[MEMORY_SPACE_NORMAL], &m->irqs, machine_mmio64_base(m)));
@@ -144,6 +152,8 @@ static struct error *create_pci(struct machine *m)
 	TRY(create_vsock(m));
 	for (unsigned i = 0; i < m->config->nets; i++)
 		TRY(error_wrap(create_net(m, i), "network interface %s", m->config->net[i].id));
+	if (m->config->balloon.use)
+		TRY(create_balloon(m));
 	for (unsigned i = 0; i < m->config->disks; i++)
 		TRY(error_wrap(create_disk(m, i), "disk %s", m->config->disk[i].id));
 	TRY(lpc_init(&m->lpc, &m->pci));
@@ -214,6 +224,7 @@ void machine_destroy_devices(struct machine *m)
 	display_free(m->display);
 	for (unsigned i = 0; i < MACHINE_NETS_MAX; i++)
 		net_free(m->net[i]);
+	balloon_free(m->balloon);
 	rng_free(m->rng);
 	vsock_free(m->vsock);
 	for (unsigned i = 0; i < MACHINE_IO_MAX; i++)

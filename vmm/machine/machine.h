@@ -32,6 +32,7 @@
 #include "vmm/memory/memory.h"
 #include "vmm/net/net.h"
 #include "vmm/pci/pci.h"
+#include "vmm/virtio/balloon.h"
 #include "vmm/virtio/blk.h"
 #include "vmm/virtio/rng.h"
 #include "vmm/virtio/virtio_pci.h"
@@ -93,6 +94,7 @@ struct machine {
 	struct rng *rng;
 	struct vsock *vsock;
 	struct net *net[MACHINE_NETS_MAX];
+	struct balloon *balloon;
 	struct blk *disk[MACHINE_DISKS_MAX];
 	struct lpc lpc;
 	struct firmware firmware;
@@ -105,7 +107,7 @@ struct machine {
 	bool half_reset; /* a reset failed: the machine cannot run before another one went well */
 
 	/* Set by vCPU and I/O threads before they post; see run.c. */
-	atomic_bool wants_reset, wants_power_off, has_failed;
+	atomic_bool wants_reset, wants_power_off, has_failed, has_balloon_stats;
 	atomic_int disk_error; /* errno of a request held by the pause policy, 0: none */
 	char failure[96];
 };
@@ -152,6 +154,7 @@ void machine_post_reset(void *machine);
 void machine_post_power_off(void *machine);
 void machine_post_failed(void *machine, const char *what);
 void machine_post_disk_error(void *machine, int errnum);
+void machine_post_balloon_stats(void *machine);
 
 [[nodiscard]] struct error *machine_pause(struct machine *machine, const char *why);
 [[nodiscard]] struct error *machine_resume(struct machine *machine);
@@ -187,6 +190,9 @@ json_t *machine_net_stats(const struct machine *machine);
 void machine_post_link(void *machine);
 
 /* --- commands.c --- */
+
+/* Tells the clients what the balloon's statistics are now. */
+void machine_notify_balloon_stats(struct machine *machine);
 
 /* Starts serving the control socket that @config names, if any. */
 [[nodiscard]] struct error *machine_serve(struct machine *machine);

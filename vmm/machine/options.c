@@ -133,6 +133,29 @@ static struct error *check_vsock(const char *what, const void *object, const voi
 static const struct option_group vsock_group = {
 	.fields = vsock_fields, .bytes = sizeof(struct vsock_options), .check = check_vsock};
 
+/* --- --balloon --- */
+
+#define BALLOON(member) offsetof(struct balloon_options, member)
+
+static const struct option balloon_fields[] = {
+	{"use", OPTION_SWITCH, BALLOON(use), .help = "whether there is one (default: on)"},
+	{"deflate-on-oom", OPTION_SWITCH, BALLOON(device.deflate_on_oom),
+	 .help = "a guest short of memory takes it back by itself (default: on)"},
+	{"reporting", OPTION_SWITCH, BALLOON(device.reporting), .aka = "free-page-reporting",
+	 .help = "memory that the guest does not use is the host's (default: on)"},
+	{NULL},
+};
+
+static void begin_balloon(const void *object, void *element, unsigned index)
+{
+	struct balloon_options *balloon = element;
+
+	*balloon = (struct balloon_options){.use = true, .device = {.deflate_on_oom = true, .reporting = true}};
+}
+
+static const struct option_group balloon_group = {
+	.fields = balloon_fields, .bytes = sizeof(struct balloon_options), .begin = begin_balloon};
+
 /* --- the others --- */
 
 /* "01234567-89ab-cdef-0123-456789abcdef"; the dashes may be left out. */
@@ -222,6 +245,8 @@ const struct option config_options[] = {
 	 .help = "a display that prefers pictures of W x H pixels (default: off; on is 1280x800)"},
 	{"vsock", OPTION_GROUP, AT(vsock), .group = &vsock_group, .value = "path=PATH[,cid=N]",
 	 .help = "virtio-vsock: streams between ports of the guest and UNIX sockets"},
+	{"balloon", OPTION_GROUP, AT(balloon), .group = &balloon_group, .value = "on[,FIELD=VALUE]...",
+	 .help = "a virtio balloon: the guest gives memory back to the host"},
 	{"serial", OPTION_TEXT, AT(serial), .value = "stdio|none|pty|file=PATH|socket=PATH|fd=N",
 	 .help = "where the first serial port leads (default: stdio; on a terminal, Ctrl-A x ends the machine). A "
 		 "pty's "

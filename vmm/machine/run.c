@@ -160,6 +160,8 @@ static void look(void *arg)
 		machine_quit(machine);
 		return;
 	}
+	if (atomic_exchange(&machine->has_balloon_stats, false))
+		machine_notify_balloon_stats(machine);
 	int errnum = machine->disk_error;
 	if (errnum && machine->state == MACHINE_RUNNING)
 		pause_for_disk(machine, errnum);
@@ -208,5 +210,13 @@ void machine_post_disk_error(void *arg, int errnum)
 	struct machine *machine = arg;
 
 	machine->disk_error = errnum;
+	loop_post(machine->loop, look, machine);
+}
+
+void machine_post_balloon_stats(void *arg)
+{
+	struct machine *machine = arg;
+
+	machine->has_balloon_stats = true;
 	loop_post(machine->loop, look, machine);
 }
