@@ -1,6 +1,7 @@
 /*
- * Fuzzing of the legacy devices: a guest that reads and writes the ports of serial, clock, power management, reset and
- * keyboard controller at will, beside typed input, keys and a mouse, a power button, and pauses with a round trip
+ * Fuzzing of the legacy devices: a guest that reads and writes the ports of serial, clock, power management, pvpanic,
+ * reset and keyboard controller and the registers of the watchdog at will, beside typed input, keys and a mouse, a
+ * power button, and pauses with a round trip
  * through saved state.
  *
  * The input is a list of 8-byte operations. Whatever the guest does, the devices stay within their bounds, and what it
@@ -12,9 +13,11 @@
 #include "saved/saved.h"
 #include "vmm/devices/i8042.h"
 #include "vmm/devices/pm.h"
+#include "vmm/devices/pvpanic.h"
 #include "vmm/devices/reset.h"
 #include "vmm/devices/rtc.h"
 #include "vmm/devices/serial.h"
+#include "vmm/devices/watchdog.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -25,6 +28,7 @@
 #define OP_BYTES 8
 #define OPS_MAX  512
 #define COM1     0x3f8
+#define DOG_SLOT 7
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -39,6 +43,8 @@ struct board {
 	struct pm pm;
 	struct reset reset;
 	struct i8042 i8042;
+	struct pvpanic pvpanic;
+	struct watchdog dog;
 };
 
 static struct board board;
@@ -75,7 +81,8 @@ static void quit(void *arg)
 	loop_quit(arg);
 }
 
-static const struct machine_events events = {.reset = nothing, .power_off = nothing};
+static const struct machine_events events = {
+	.reset = nothing, .power_off = nothing, .panicked = nothing, .crash_loaded = nothing, .watchdog = nothing};
 
 static void make(void)
 {
@@ -92,6 +99,9 @@ static void make(void)
 	need_ok(pm_init(&b->pm, &b->pio, &b->irqs, b->loop, &events));
 	need_ok(reset_init(&b->reset, &b->pio, &b->pci, &events));
 	need_ok(i8042_init(&b->i8042, &b->pio, &b->irqs, &events, true));
+	need_ok(pvpanic_init(&b->pvpanic, &b->pio, &events));
+	need_ok(watchdog_init(&b->dog, &b->pci, DOG_SLOT, b->loop, &events));
+	b->dog.now = now_ns;
 	b->rtc.now = now_us;
 	b->rtc.seen = clock_us;
 	b->pm.now = now_ns;
@@ -105,6 +115,7 @@ static void unmake(void)
 	serial_destroy(&b->serial);
 	rtc_destroy(&b->rtc);
 	pm_destroy(&b->pm);
+	watchdog_destroy(&b->dog);
 	pci_bus_destroy(&b->pci);
 	loop_free(b->loop);
 	irqs_destroy(&b->irqs);
@@ -117,6 +128,7 @@ static const struct {
 } units[] = {
 	{"serial", &serial_unit, &board.serial}, {"rtc", &rtc_unit, &board.rtc},       {"pm", &pm_unit, &board.pm},
 	{"reset", &reset_unit, &board.reset},    {"i8042", &i8042_unit, &board.i8042},
+	{"watchdog", &watchdog_unit, &board.dog},
 };
 
 static void resume(void)
@@ -197,6 +209,8 @@ static void check(void)
 	need(board.i8042.keyboard.out.count <= PS2_QUEUE_BYTES && board.i8042.mouse.out.count <= PS2_QUEUE_BYTES);
 	need(!(board.irqs.sources[1] || board.irqs.sources[12]) || board.i8042.full);
 	need(!(board.irqs.sources[1] && board.irqs.sources[12]) && board.i8042.own_count <= I8042_OWN_BYTES);
+	need(board.dog.stage <= 2 && board.dog.unlock <= 2);
+	need(board.dog.preload[0] <= 0xfffff && board.dog.preload[1] <= 0xfffff);
 	need(!board.irqs.sources[4] || (board.serial.mcr & 0x18) == 0x08);
 }
 
@@ -205,7 +219,7 @@ static void access_port(const uint8_t *op)
 	static const struct {
 		uint16_t base, count;
 	} ranges[] = {{COM1, 8},  {0x70, 2}, {PM_BASE, 16}, {PM_BASE + PM_GPE0, 16},
-		      {0xcf8, 4}, {0x64, 1}, {0x92, 1},     {0x60, 1}};
+		      {0xcf8, 4}, {0x64, 1}, {0x92, 1},     {0x60, 1}, {PVPANIC_PORT, 1}};
 	unsigned which = op[1] % ARRAY_SIZE(ranges), size = 1u << (op[2] % 4);
 	uint64_t port = ranges[which].base + op[3] % ranges[which].count, value = 0;
 
@@ -226,6 +240,26 @@ static void access_port(const uint8_t *op)
 		return;
 	}
 	bus_write(&board.pio, port, value, size);
+}
+
+/* The watchdog's registers, in configuration space and in its BAR; sometimes opened before. */
+static void access_watchdog(const uint8_t *op)
+{
+	unsigned size = 1u << (op[2] % 3), offset = (op[3] & 15) & ~(size - 1);
+	uint64_t bar = bus_read(&board.mmio, PCI_ECAM_BASE + DOG_SLOT * 0x8000ull + 0x10, 4) & ~15ull;
+	uint64_t at = op[1] & 1 ? PCI_ECAM_BASE + DOG_SLOT * 0x8000ull + (op[1] & 2 ? 0x60 : 0) + offset : bar + offset;
+	uint32_t value;
+
+	memcpy(&value, op + 4, 4);
+	if (op[1] & 4) {
+		(void)bus_read(&board.mmio, at, size);
+		return;
+	}
+	if (op[1] & 8) {
+		bus_write(&board.mmio, bar + 12, 0x80, 2);
+		bus_write(&board.mmio, bar + 12, 0x86, 2);
+	}
+	bus_write(&board.mmio, at, value, size);
 }
 
 /* A driver that obeys THRE. */
@@ -273,6 +307,9 @@ static void step(const uint8_t *op)
 			move();
 		else if (op[1] % 8 == 1)
 			reset_all();
+		break;
+	case 15:
+		access_watchdog(op);
 		break;
 	default:
 		access_port(op);

@@ -19,7 +19,7 @@ VMM = CLONE / "build/release/vmm/glint-vmm"
 CTL = CLONE / "build/release/tests/guests/ctl"
 VMLINUZ = CLOUD_KERNEL / "vmlinuz"
 CMDLINE = "console=ttyS0 quiet panic=-1 reboot=t"
-MODULES = ["virtio_blk", "virtio_rng", "button", "evdev", "virtio_balloon"]
+MODULES = ["virtio_blk", "virtio_rng", "button", "evdev", "virtio_balloon", "pvpanic-mmio", "i6300esb"]
 BOOT_SECONDS = 240  # nested, on a busy machine
 
 # Runs each line that comes as a command of its shell: no prompt, no echo, so what is read is what was printed.

@@ -14,6 +14,8 @@ static const struct {
 	{"reset", test_reset},
 	{"poweroff", test_poweroff},
 	{"idle", test_idle},
+	{"panic", test_panic},
+	{"watchdog", test_watchdog},
 	{"smp", test_smp},
 	{"serial-echo", test_serial_echo},
 	{"serial-loopback", test_serial_loopback},

@@ -251,3 +251,69 @@ void test_smp(void)
 		CHECK(rounds[i] == 300, "processor %u did %lu rounds", i, rounds[i]);
 	print("SMP %u\n", n);
 }
+
+/* --- panic, watchdog --- */
+
+/* Tells that it panicked, by events=N, after a character came; then waits for another. */
+void test_panic(void)
+{
+	CHECK(inb(0x505) == 3, "pvpanic knows events %x", inb(0x505));
+	print("PANIC ready\n");
+	while (serial_get() < 0)
+		relax();
+	outb(0x505, (uint8_t)option_number("events", 1));
+	print("PANIC told\n");
+	while (serial_get() < 0)
+		relax();
+}
+
+static uint64_t dog;
+
+static void dog_write(unsigned reg, uint32_t value)
+{
+	mmio_write16(dog + 12, 0x80);
+	mmio_write16(dog + 12, 0x86);
+	if (reg < 8)
+		mmio_write32(dog + reg, value);
+	else
+		mmio_write16(dog + reg, (uint16_t)value);
+}
+
+/*
+ * Feeds the watchdog, whose stages last ms=N each, for a while; after a character came it does not. A kernel that finds
+ * the machine was reset by it is done.
+ */
+void test_watchdog(void)
+{
+	uint32_t stage = (uint32_t)option_number("ms", 500);
+	int slot = pci_find(0x8086, 0x25ab, 0);
+
+	CHECK(slot >= 0, "there is no watchdog");
+	dog = pci_bar((unsigned)slot, 0);
+	pci_enable((unsigned)slot);
+	if (mmio_read16(dog + 12) & 0x200) {
+		print("WATCHDOG reset\n");
+		dog_write(12, 0x200);
+		CHECK(mmio_read16(dog + 12) == 0, "the reset status stays: %x", mmio_read16(dog + 12));
+		return;
+	}
+	pci_write((unsigned)slot, 0x60, 2, 3);
+	dog_write(0, stage);
+	dog_write(4, stage);
+	pci_write((unsigned)slot, 0x68, 1, 2);
+	for (unsigned i = 0; i < 10; i++) {
+		wait_us(stage * 400ull);
+		dog_write(12, 0x100);
+	}
+	print("WATCHDOG fed\n");
+	while (serial_get() < 0) {
+		wait_us(stage * 200ull);
+		dog_write(12, 0x100);
+	}
+	CHECK(WAIT_FOR(stage * 2000ull, mmio_read16(dog + 8) & 1), "the first stage does not end");
+	print("WATCHDOG stage 2\n");
+	while (serial_get() < 0)
+		relax();
+	dog_write(12, 0x200);
+	pci_write((unsigned)slot, 0x68, 1, 0);
+}

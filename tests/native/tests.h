@@ -13,6 +13,8 @@ void test_reset(void);
 void test_poweroff(void);
 void test_smp(void);
 void test_idle(void);
+void test_panic(void);
+void test_watchdog(void);
 /* test_serial.c */
 void test_serial_echo(void);
 void test_serial_loopback(void);

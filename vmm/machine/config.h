@@ -26,6 +26,9 @@
 #define BOOT_INDEX_MAX    255
 #define BOOT_INDEX_NONE   (BOOT_INDEX_MAX + 1)
 
+/* What is done when the guest panicked or its watchdog was not fed, beside telling the clients. */
+enum guest_action { GUEST_RUN, GUEST_PAUSE, GUEST_RESET, GUEST_STOP };
+
 struct vm_config {
 	const char *name;
 	uint64_t memory; /* bytes */
@@ -62,6 +65,11 @@ struct vm_config {
 		bool use;
 		struct balloon_config device;
 	} balloon;
+	enum guest_action on_panic;
+	struct watchdog_options {
+		bool use;
+		enum guest_action action;
+	} watchdog;
 	const char *serial, *control; /* as they were asked for; what became of them: */
 	int serial_in, serial_out;    /* -1: none */
 	char serial_pty[32];          /* the pseudo-terminal's name */

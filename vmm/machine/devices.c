@@ -39,7 +39,7 @@ static struct error *create_legacy(struct machine *m)
 	TRY(i8042_init(&m->i8042, &m->pio, &m->irqs, &m->events, m->display != NULL));
 	if (m->i8042.present)
 		machine_add_unit(m, "i8042", &i8042_unit, &m->i8042);
-	return NULL;
+	return pvpanic_init(&m->pvpanic, &m->pio, &m->events);
 }
 
 static const struct unit_ops pci_unit = {
@@ -137,6 +137,13 @@ static struct error *create_balloon(struct machine *m)
 	return add_virtio(m, MACHINE_SLOT_BALLOON, "balloon", balloon_device(m->balloon));
 }
 
+static struct error *create_watchdog(struct machine *m)
+{
+	TRY(watchdog_init(&m->watchdog, &m->pci, MACHINE_SLOT_WATCHDOG, m->loop, &m->events));
+	machine_add_unit(m, "watchdog", &watchdog_unit, &m->watchdog);
+	return NULL;
+}
+
 static struct error *create_pci(struct machine *m)
 {
 	TRY(pci_bus_init(&m->pci, &m->pio, &m->mmio[MEMORY_SPACE_NORMAL], &m->irqs, machine_mmio64_base(m)));
@@ -154,6 +161,8 @@ static struct error *create_pci(struct machine *m)
 		TRY(error_wrap(create_net(m, i), "network interface %s", m->config->net[i].id));
 	if (m->config->balloon.use)
 		TRY(create_balloon(m));
+	if (m->config->watchdog.use)
+		TRY(create_watchdog(m));
 	for (unsigned i = 0; i < m->config->disks; i++)
 		TRY(error_wrap(create_disk(m, i), "disk %s", m->config->disk[i].id));
 	TRY(lpc_init(&m->lpc, &m->pci));
@@ -230,6 +239,7 @@ void machine_destroy_devices(struct machine *m)
 	for (unsigned i = 0; i < MACHINE_IO_MAX; i++)
 		iothread_free(m->io[i]);
 	firmware_destroy(&m->firmware);
+	watchdog_destroy(&m->watchdog);
 	lpc_destroy(&m->lpc);
 	if (m->pci.pio)
 		pci_bus_destroy(&m->pci);

@@ -192,7 +192,12 @@ struct error *machine_create(struct machine *m, struct vm_config *config)
 	m->vm_fd = m->signal_fd = m->terminal.fd = -1;
 	m->memory.fd = -1;
 	m->boot.kernel_fd = -1;
-	m->events = (struct machine_events){.reset = machine_post_reset, .power_off = machine_post_power_off, .arg = m};
+	m->events = (struct machine_events){.reset = machine_post_reset,
+					    .power_off = machine_post_power_off,
+					    .panicked = machine_post_panicked,
+					    .crash_loaded = machine_post_crash_loaded,
+					    .watchdog = machine_post_watchdog,
+					    .arg = m};
 	bus_init(&m->pio, "port");
 	bus_init(&m->mmio[MEMORY_SPACE_NORMAL], "MMIO");
 	TRY(loop_new(&m->loop));

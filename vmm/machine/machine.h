@@ -17,10 +17,12 @@
 #include "vmm/cpu/vcpu.h"
 #include "vmm/devices/i8042.h"
 #include "vmm/devices/pm.h"
+#include "vmm/devices/pvpanic.h"
 #include "vmm/devices/reset.h"
 #include "vmm/devices/rtc.h"
 #include "vmm/devices/serial.h"
 #include "vmm/display/display.h"
+#include "vmm/devices/watchdog.h"
 #include "vmm/display/viewers.h"
 #include "vmm/firmware/firmware.h"
 #include "vmm/firmware/lpc.h"
@@ -63,6 +65,9 @@ enum machine_state {
 	MACHINE_FAILED,
 };
 
+/* What a guest may get into; see run.c. */
+enum machine_trouble { MACHINE_PANICKED, MACHINE_CRASHED, MACHINE_EXPIRED, MACHINE_TROUBLES };
+
 struct machine {
 	struct vm_config *config;
 	enum machine_state state;
@@ -91,6 +96,8 @@ struct machine {
 	struct tablet *tablet;
 	struct input input;
 	struct viewers *viewers;
+	struct pvpanic pvpanic;
+	struct watchdog watchdog;
 	struct rng *rng;
 	struct vsock *vsock;
 	struct net *net[MACHINE_NETS_MAX];
@@ -108,8 +115,10 @@ struct machine {
 
 	/* Set by vCPU and I/O threads before they post; see run.c. */
 	atomic_bool wants_reset, wants_power_off, has_failed, has_balloon_stats;
+	atomic_bool trouble[MACHINE_TROUBLES];
 	atomic_int disk_error; /* errno of a request held by the pause policy, 0: none */
 	char failure[96];
+	bool reported[MACHINE_TROUBLES]; /* since the last reset */
 };
 
 /* Builds everything @config asks for, loads the kernel or the saved state, and locks the process in. */
@@ -153,6 +162,9 @@ void machine_destroy(struct machine *machine);
 void machine_post_reset(void *machine);
 void machine_post_power_off(void *machine);
 void machine_post_failed(void *machine, const char *what);
+void machine_post_panicked(void *machine);
+void machine_post_crash_loaded(void *machine);
+void machine_post_watchdog(void *machine);
 void machine_post_disk_error(void *machine, int errnum);
 void machine_post_balloon_stats(void *machine);
 

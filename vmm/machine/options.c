@@ -156,6 +156,27 @@ static void begin_balloon(const void *object, void *element, unsigned index)
 static const struct option_group balloon_group = {
 	.fields = balloon_fields, .bytes = sizeof(struct balloon_options), .begin = begin_balloon};
 
+/* --- --on-panic, --watchdog --- */
+
+static const struct option_choice guest_actions[] = {
+	{"run", GUEST_RUN}, {"pause", GUEST_PAUSE}, {"reset", GUEST_RESET}, {"stop", GUEST_STOP}, {NULL}};
+
+static const struct option watchdog_fields[] = {
+	{"action", OPTION_CHOICE, offsetof(struct watchdog_options, action), .choices = guest_actions,
+	 .help = "what is done when it expires (default: reset)"},
+	{NULL},
+};
+
+static void begin_watchdog(const void *object, void *element, unsigned index)
+{
+	struct watchdog_options *watchdog = element;
+
+	*watchdog = (struct watchdog_options){.use = true, .action = GUEST_RESET};
+}
+
+static const struct option_group watchdog_group = {
+	.fields = watchdog_fields, .bytes = sizeof(struct watchdog_options), .begin = begin_watchdog};
+
 /* --- the others --- */
 
 /* "01234567-89ab-cdef-0123-456789abcdef"; the dashes may be left out. */
@@ -247,6 +268,10 @@ const struct option config_options[] = {
 	 .help = "virtio-vsock: streams between ports of the guest and UNIX sockets"},
 	{"balloon", OPTION_GROUP, AT(balloon), .group = &balloon_group, .value = "on[,FIELD=VALUE]...",
 	 .help = "a virtio balloon: the guest gives memory back to the host"},
+	{"watchdog", OPTION_GROUP, AT(watchdog), .group = &watchdog_group, .value = "run|pause|reset|stop",
+	 .help = "an i6300ESB watchdog, and what is done when it expires"},
+	{"on-panic", OPTION_CHOICE, AT(on_panic), .choices = guest_actions,
+	 .help = "what is done when the guest's kernel says that it panicked (default: run)"},
 	{"serial", OPTION_TEXT, AT(serial), .value = "stdio|none|pty|file=PATH|socket=PATH|fd=N",
 	 .help = "where the first serial port leads (default: stdio; on a terminal, Ctrl-A x ends the machine). A "
 		 "pty's "

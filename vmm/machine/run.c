@@ -101,7 +101,9 @@ struct error *machine_reset(struct machine *machine)
 		TRY(vcpus_boot(&machine->vcpus, &entry));
 	}
 	machine->wants_reset = machine->half_reset = false;
+	memset(machine->reported, 0, sizeof(machine->reported));
 	if (was_running) {
+		machine->why[0] = '\0';
 		go_on(machine);
 		machine->state = MACHINE_RUNNING;
 	}
@@ -144,6 +146,75 @@ static void pause_for_disk(struct machine *machine, int errnum)
 	error_free(machine_pause(machine, why));
 }
 
+static void stop(struct machine *machine, const char *why)
+{
+	if (machine->state == MACHINE_RUNNING)
+		stop_everything(machine);
+	machine_set_state(machine, MACHINE_STOPPED, why);
+	machine_quit(machine);
+}
+
+static void reset_or_fail(struct machine *machine)
+{
+	struct error *err = machine_reset(machine);
+
+	if (err)
+		fail(machine, error_text(err));
+	error_free(err);
+}
+
+static const struct {
+	const char *event, *why;
+} troubles[MACHINE_TROUBLES] = {
+	[MACHINE_PANICKED] = {"guest-panic", "the guest panicked"},
+	[MACHINE_CRASHED] = {"guest-panic", "the guest panicked and runs its crash kernel"},
+	[MACHINE_EXPIRED] = {"watchdog", "the watchdog expired"},
+};
+
+/* What was asked for then. A crash kernel is left at work: whatever else is done would end it. */
+static enum guest_action action_for(const struct machine *machine, enum machine_trouble trouble)
+{
+	return trouble == MACHINE_PANICKED  ? machine->config->on_panic
+	       : trouble == MACHINE_EXPIRED ? machine->config->watchdog.action
+					    : GUEST_RUN;
+}
+
+/*
+ * The guest is in trouble: tells the clients, and does what is to be done. A guest that is to run on is reported once
+ * until it is reset, for it could fill the log and the clients' sockets.
+ */
+static void act(struct machine *machine, enum machine_trouble trouble)
+{
+	static const char *const names[] = {
+		[GUEST_RUN] = "run", [GUEST_PAUSE] = "pause", [GUEST_RESET] = "reset", [GUEST_STOP] = "stop"};
+	enum guest_action action = action_for(machine, trouble);
+	const char *why = troubles[trouble].why;
+
+	if (action == GUEST_RUN && machine->reported[trouble])
+		return;
+	machine->reported[trouble] = true;
+	log_warn("%s: %s; action: %s", machine->config->name, why, names[action]);
+	if (machine->control)
+		control_notify(machine->control, troubles[trouble].event,
+			       json_pack("{s:s, s:s}", "why", why, "action", names[action]));
+	if (machine->state != MACHINE_RUNNING)
+		return;
+	switch (action) {
+	case GUEST_RUN:
+		machine_set_state(machine, MACHINE_RUNNING, why);
+		break;
+	case GUEST_PAUSE:
+		error_free(machine_pause(machine, why));
+		break;
+	case GUEST_RESET:
+		reset_or_fail(machine);
+		break;
+	case GUEST_STOP:
+		stop(machine, why);
+		break;
+	}
+}
+
 /* Looks at everything that threads may have reported. Runs on the main thread. */
 static void look(void *arg)
 {
@@ -154,12 +225,12 @@ static void look(void *arg)
 		return;
 	}
 	if (machine->wants_power_off) {
-		if (machine->state == MACHINE_RUNNING)
-			stop_everything(machine);
-		machine_set_state(machine, MACHINE_STOPPED, "the guest powered off");
-		machine_quit(machine);
+		stop(machine, "the guest powered off");
 		return;
 	}
+	for (unsigned trouble = 0; trouble < MACHINE_TROUBLES; trouble++)
+		if (atomic_exchange(&machine->trouble[trouble], false))
+			act(machine, trouble);
 	if (atomic_exchange(&machine->has_balloon_stats, false))
 		machine_notify_balloon_stats(machine);
 	int errnum = machine->disk_error;
@@ -167,10 +238,7 @@ static void look(void *arg)
 		pause_for_disk(machine, errnum);
 	if (machine->wants_reset) {
 		machine->wants_reset = false;
-		struct error *err = machine_reset(machine);
-		if (err)
-			fail(machine, error_text(err));
-		error_free(err);
+		reset_or_fail(machine);
 	}
 }
 
@@ -218,5 +286,29 @@ void machine_post_balloon_stats(void *arg)
 	struct machine *machine = arg;
 
 	machine->has_balloon_stats = true;
+	loop_post(machine->loop, look, machine);
+}
+
+void machine_post_panicked(void *arg)
+{
+	struct machine *machine = arg;
+
+	machine->trouble[MACHINE_PANICKED] = true;
+	loop_post(machine->loop, look, machine);
+}
+
+void machine_post_crash_loaded(void *arg)
+{
+	struct machine *machine = arg;
+
+	machine->trouble[MACHINE_CRASHED] = true;
+	loop_post(machine->loop, look, machine);
+}
+
+void machine_post_watchdog(void *arg)
+{
+	struct machine *machine = arg;
+
+	machine->trouble[MACHINE_EXPIRED] = true;
 	loop_post(machine->loop, look, machine);
 }

@@ -57,6 +57,7 @@ struct balloon {
 	unsigned memory_slot; /* of the memfd in the thread's ring */
 	bool has_slot;
 	bool complained;
+	bool asked; /* for statistics that have not come yet */
 	atomic_uint target; /* pages that belong into the balloon: num_pages */
 	atomic_uint actual; /* pages that the guest says are there */
 	atomic_uint poison; /* what free pages hold in the guest: poison_val */
@@ -177,8 +178,10 @@ static void keep_stats(struct balloon *b, struct iov records)
 	pthread_mutex_lock(&b->lock);
 	b->stats = stats;
 	pthread_mutex_unlock(&b->lock);
-	if (b->config.stats_changed)
+	/* Only what was asked for: a guest may send them at will. */
+	if (b->asked && b->config.stats_changed)
 		b->config.stats_changed(b->config.arg);
+	b->asked = false;
 }
 
 /* Keeps the chain until someone asks; there is one at a time, another takes its place. */
@@ -450,7 +453,7 @@ static void ask(void *arg)
 	w->held = false;
 	virtqueue_push(&w->queue->ring, w->held_head, 0);
 	virtio_publish(w->queue);
-	request->asked = true;
+	request->asked = request->balloon->asked = true;
 }
 
 bool balloon_ask_stats(struct balloon *b)

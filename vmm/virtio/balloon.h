@@ -26,7 +26,7 @@
 struct balloon_config {
 	bool deflate_on_oom; /* offer it */
 	bool reporting;      /* offer it */
-	/* Statistics came in. On the I/O thread. May be NULL. */
+	/* Statistics that were asked for came in. On the I/O thread. May be NULL. */
 	void (*stats_changed)(void *arg);
 	void *arg;
 };
