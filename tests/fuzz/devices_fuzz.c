@@ -126,8 +126,11 @@ static const struct {
 	const struct unit_ops *ops;
 	void *self;
 } units[] = {
-	{"serial", &serial_unit, &board.serial}, {"rtc", &rtc_unit, &board.rtc},       {"pm", &pm_unit, &board.pm},
-	{"reset", &reset_unit, &board.reset},    {"i8042", &i8042_unit, &board.i8042},
+	{"serial", &serial_unit, &board.serial},
+	{"rtc", &rtc_unit, &board.rtc},
+	{"pm", &pm_unit, &board.pm},
+	{"reset", &reset_unit, &board.reset},
+	{"i8042", &i8042_unit, &board.i8042},
 	{"watchdog", &watchdog_unit, &board.dog},
 };
 
@@ -218,8 +221,8 @@ static void access_port(const uint8_t *op)
 {
 	static const struct {
 		uint16_t base, count;
-	} ranges[] = {{COM1, 8},  {0x70, 2}, {PM_BASE, 16}, {PM_BASE + PM_GPE0, 16},
-		      {0xcf8, 4}, {0x64, 1}, {0x92, 1},     {0x60, 1}, {PVPANIC_PORT, 1}};
+	} ranges[] = {{COM1, 8}, {0x70, 2}, {PM_BASE, 16}, {PM_BASE + PM_GPE0, 16}, {0xcf8, 4},
+		      {0x64, 1}, {0x92, 1}, {0x60, 1},     {PVPANIC_PORT, 1}};
 	unsigned which = op[1] % ARRAY_SIZE(ranges), size = 1u << (op[2] % 4);
 	uint64_t port = ranges[which].base + op[3] % ranges[which].count, value = 0;
 
@@ -308,7 +311,7 @@ static void step(const uint8_t *op)
 		else if (op[1] % 8 == 1)
 			reset_all();
 		break;
-	case 15:
+	case 7:
 		access_watchdog(op);
 		break;
 	default:

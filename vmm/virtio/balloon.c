@@ -57,7 +57,7 @@ struct balloon {
 	unsigned memory_slot; /* of the memfd in the thread's ring */
 	bool has_slot;
 	bool complained;
-	bool asked; /* for statistics that have not come yet */
+	bool asked;         /* for statistics that have not come yet */
 	atomic_uint target; /* pages that belong into the balloon: num_pages */
 	atomic_uint actual; /* pages that the guest says are there */
 	atomic_uint poison; /* what free pages hold in the guest: poison_val */
