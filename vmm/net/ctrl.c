@@ -77,8 +77,7 @@ static bool use_pairs(struct net *net, uint8_t command, struct iov *data, uint32
 	if (command != VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET || !take_all(data, bytes, &pairs, sizeof(pairs)) || pairs < 1 ||
 	    pairs > net->pair_count)
 		return false;
-	net->active = pairs;
-	net_apply_pairs(net);
+	net_use_pairs(net, pairs);
 	return true;
 }
 

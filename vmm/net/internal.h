@@ -77,12 +77,12 @@ struct net {
 	atomic_bool cable;       /* as config and control socket want it */
 	atomic_bool peer;        /* the host's end is there */
 
-	/* What the guest set by the control queue. Of pair 0's thread. */
-	uint16_t active;      /* pairs in use */
-	bool offloads_set;    /* by CTRL_GUEST_OFFLOADS; before that they follow the features */
-	uint64_t offloads;    /* feature bits */
-	uint8_t receive_mode; /* bits by VIRTIO_NET_CTRL_RX command */
-	bool tell;            /* restored: the guest is to look at its configuration */
+	/* What the guest set by the control queue, on pair 0's thread. */
+	_Atomic uint16_t active; /* pairs in use; read by all threads */
+	bool offloads_set;       /* by CTRL_GUEST_OFFLOADS; before that they follow the features */
+	uint64_t offloads;       /* feature bits */
+	uint8_t receive_mode;    /* bits by VIRTIO_NET_CTRL_RX command */
+	bool tell;               /* restored: the guest is to look at its configuration */
 
 	struct net_pair pair[NET_PAIRS_MAX];
 };
@@ -119,7 +119,8 @@ void net_pair_update(void *pair);
 void net_lost(struct net_pair *pair);
 /* Brings the tap to what the guest negotiated and asked for. On pair 0's thread. */
 void net_apply_offloads(struct net *net);
-void net_apply_pairs(struct net *net);
+/* Uses the first @pairs pairs. */
+void net_use_pairs(struct net *net, uint16_t pairs);
 /* Starts and ends looking at the host's end. On the pair's thread. */
 void net_watch(struct net_pair *pair, bool on);
 

@@ -188,10 +188,16 @@ struct error *net_attach(struct net *net, int fd)
 
 /* --- who serves the rings --- */
 
+/* A tap's queue that is not in use is detached: it can neither be polled nor be vhost's. */
+static bool in_use(const struct net_pair *pair)
+{
+	return pair->index < atomic_load(&pair->net->active);
+}
+
 static bool wants_vhost(const struct net_pair *pair, const struct virtio_queue *queue)
 {
-	return pair->vhost_fd >= 0 && !pair->vhost_failed && virtio_may_take(queue) && !queue->ring.broken &&
-	       net_link(pair->net);
+	return in_use(pair) && pair->vhost_fd >= 0 && !pair->vhost_failed && virtio_may_take(queue) &&
+	       !queue->ring.broken && net_link(pair->net);
 }
 
 static void choose(struct net_pair *pair, struct virtio_queue *queue)
@@ -214,7 +220,8 @@ static void choose(struct net_pair *pair, struct virtio_queue *queue)
 	}
 	/* The host's end is looked at by whoever receives. */
 	if (net_is_rx(queue))
-		net_watch(pair, queue->running && !atomic_load_explicit(&ring->vhost, memory_order_relaxed));
+		net_watch(pair,
+			  queue->running && in_use(pair) && !atomic_load_explicit(&ring->vhost, memory_order_relaxed));
 }
 
 void net_pair_update(void *arg)
@@ -238,12 +245,18 @@ void net_apply_offloads(struct net *net)
 		net_tap_set_offloads(&net->pair[0], net_offloads(net));
 }
 
-void net_apply_pairs(struct net *net)
+void net_use_pairs(struct net *net, uint16_t pairs)
 {
-	if (net->kind != NET_TAP || net->pair_count == 1)
+	if (net->pair_count == 1)
 		return;
-	for (unsigned i = 0; i < net->pair_count; i++)
-		net_tap_set_active(&net->pair[i], i < net->active);
+	for (unsigned i = 0; i < pairs; i++)
+		net_tap_set_active(&net->pair[i], true);
+	atomic_store(&net->active, pairs);
+	/* From this thread to the others only, so nobody waits in a circle. */
+	for (unsigned i = 1; i < net->pair_count; i++)
+		iothread_call(net->pair[i].thread, net_pair_update, &net->pair[i]);
+	for (unsigned i = pairs; i < net->pair_count; i++)
+		net_tap_set_active(&net->pair[i], false);
 }
 
 static void kick(struct virtio_queue *queue)
@@ -265,7 +278,7 @@ static void start(struct virtio_queue *queue)
 
 	if (queue->index == 0) {
 		net_apply_offloads(net);
-		net_apply_pairs(net);
+		net_use_pairs(net, atomic_load(&net->active));
 		if (net->tell)
 			virtio_config_changed(&net->device);
 		net->tell = false;
@@ -314,7 +327,7 @@ static void reset(struct virtio_device *dev)
 
 	atomic_store(&net->mac, pack_mac(net->power_on_mac));
 	atomic_fetch_and(&net->status, (uint16_t)~VIRTIO_NET_S_ANNOUNCE);
-	net->active = 1;
+	atomic_store(&net->active, 1);
 	net->offloads_set = net->tell = false;
 	net->offloads = 0;
 	net->receive_mode = 0;
@@ -325,19 +338,22 @@ static void state(void *self, struct saved *s)
 	struct net *net = net_of(self);
 	uint64_t packed = atomic_load(&net->mac);
 	uint8_t mac[NET_MAC_BYTES];
+	uint16_t active = atomic_load(&net->active);
 
 	memcpy(mac, &packed, sizeof(mac));
 	saved_require(s);
 	saved_bytes(s, "mac", mac, sizeof(mac));
 	saved_require(s);
-	saved_u16(s, "active-pairs", &net->active);
+	saved_u16(s, "active-pairs", &active);
 	saved_bool(s, "offloads-set", &net->offloads_set);
 	saved_u64(s, "offloads", &net->offloads);
 	saved_u8(s, "receive-mode", &net->receive_mode);
 	if (!saved_loading(s))
 		return;
-	if (net->active < 1 || net->active > net->pair_count)
-		saved_fail(s, "%u pairs of queues are in use, of %u", net->active, net->pair_count);
+	if (active < 1 || active > net->pair_count)
+		saved_fail(s, "%u pairs of queues are in use, of %u", active, net->pair_count);
+	else
+		atomic_store(&net->active, active);
 	if (net->offloads & ~(net->device.features & NET_OFFLOADS))
 		saved_fail(s, "offloads %#llx were not negotiated", (unsigned long long)net->offloads);
 	atomic_store(&net->mac, pack_mac(mac));
@@ -482,13 +498,14 @@ struct virtio_device *net_device(struct net *net)
 
 void net_stats(const struct net *net, struct net_stats *stats)
 {
-	*stats = (struct net_stats){0};
+	*stats = (struct net_stats){.vhost = true};
 	for (unsigned i = 0; i < net->pair_count; i++) {
 		const struct net_pair *pair = &net->pair[i];
 		const uint64_t *from = &pair->stats.rx_frames;
 		uint64_t *to = &stats->rx_frames;
 		for (unsigned n = 0; n < offsetof(struct net_stats, vhost) / sizeof(*to); n++)
 			to[n] += __atomic_load_n(&from[n], __ATOMIC_RELAXED);
-		stats->vhost |= atomic_load_explicit(&pair->ring[0].vhost, memory_order_relaxed);
+		if (in_use(pair))
+			stats->vhost &= pair->ring[0].vhost && pair->ring[1].vhost;
 	}
 }

@@ -1,7 +1,7 @@
 /*
  * Tests of virtio-net through its PCI function and rings in plain memory. The host's end is what it is in life: a
- * stream socket that speaks passt's framing, and a tap in a network namespace of this test's own. vhost-net is tested
- * where there is one (tests/guests/test_net.py).
+ * stream socket that speaks passt's framing, and a tap in a network namespace of this test's own, with vhost-net where
+ * there is one (tests/guests/test_net.py runs this there).
  */
 #include "vmm/net/net.h"
 #include "vmm/virtio/test_driver.h"
@@ -42,7 +42,8 @@ struct fixture {
 	struct test_driver driver;
 	struct test_ring ring[5]; /* of pair 0, then the control queue; or of two pairs, then it */
 	unsigned pairs;
-	int host; /* the other end */
+	bool vhost; /* the next one has it */
+	int host;   /* the other end */
 	atomic_uint lost;
 };
 
@@ -71,6 +72,8 @@ static void make(enum net_kind kind, unsigned pairs, const int *fds, uint64_t fe
 	test_machine_init(&f.machine, memory);
 	config.threads = f.machine.threads;
 	memset(config.vhost_fd, 0xff, sizeof(config.vhost_fd));
+	if (f.vhost)
+		test_no_error(net_vhost_open(pairs, config.vhost_fd));
 	memcpy(config.fd, fds, pairs * sizeof(*fds));
 	memcpy(config.mac, mac, sizeof(mac));
 	test_no_error(net_new(&f.net, &f.machine.memory, &config));
@@ -768,6 +771,149 @@ static void test_two_pairs(void **state)
 	assert_int_equal(f.ring[2].used->idx, before);
 }
 
+/* --- the same by vhost-net, where there is one --- */
+
+static bool served_by_vhost(void)
+{
+	struct net_stats stats;
+
+	net_stats(f.net, &stats);
+	return stats.vhost;
+}
+
+static bool vhost_with(unsigned pairs, uint64_t features)
+{
+	f.vhost = access("/dev/vhost-net", R_OK | W_OK) == 0;
+	if (!f.vhost || !tap_with(pairs, features))
+		return false;
+	assert_true(served_by_vhost());
+	return true;
+}
+
+/* A frame each way by pair 0; place @i of both rings. */
+static void pass(unsigned i, uint8_t seed)
+{
+	static uint8_t frame[FRAME_MAX];
+
+	offer(i, 2048);
+	test_ring_send(&f.ring[RX]);
+	fill(frame, 300, mac, other, seed);
+	assert_int_equal(send(f.host, frame, 300, 0), 300);
+	assert_received(i, 300, seed);
+	transmit(i, 400, seed, 20);
+	test_ring_send(&f.ring[TX]);
+	wait_for(TX);
+	assert_int_equal(recv(f.host, frame, sizeof(frame), 0), 400);
+	assert_frame(frame, 400, other, mac, seed);
+}
+
+static void test_vhost(void **state)
+{
+	struct net_stats stats;
+
+	(void)state;
+	if (!vhost_with(1, ~0ull))
+		skip();
+	for (unsigned i = 0; i < 200; i++)
+		pass(i % 16, (uint8_t)i);
+	net_stats(f.net, &stats);
+	assert_int_equal(stats.rx_frames + stats.tx_frames, 0); /* nothing came by here */
+}
+
+/* The ring changes hands again and again: by the cable, a pause, and the guest's hold on the bus. */
+static void test_vhost_and_back(void **state)
+{
+	(void)state;
+	if (!vhost_with(1, ~0ull))
+		skip();
+	for (unsigned i = 0; i < 8; i++) {
+		pass(i, (uint8_t)i);
+		net_set_link(f.net, false);
+		assert_false(served_by_vhost());
+		transmit(i, 60, 1, 0); /* lost */
+		test_ring_send(&f.ring[TX]);
+		wait_for(TX);
+		net_set_link(f.net, true);
+		pass(i, (uint8_t)(i + 50));
+		f.unit.ops->pause(f.unit.self);
+		assert_false(served_by_vhost());
+		f.unit.ops->resume(f.unit.self);
+		pass(i, (uint8_t)(i + 100));
+		test_config_write(&f.machine, 0x04, 2, 2);
+		assert_false(served_by_vhost());
+		test_config_write(&f.machine, 0x04, 6, 2);
+		assert_true(served_by_vhost());
+	}
+}
+
+/* The second pair is the tap's and vhost's only while the guest uses it. */
+static void test_vhost_two_pairs(void **state)
+{
+	static uint8_t frame[FRAME_MAX];
+	const uint16_t one = 1, two = 2;
+	uint64_t at = place(40);
+
+	(void)state;
+	if (!vhost_with(2, ~0ull))
+		skip();
+	for (unsigned i = 0; i < 4; i++) {
+		pass(i, (uint8_t)i);
+		assert_int_equal(command(VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, &two, 2), VIRTIO_NET_OK);
+		assert_true(served_by_vhost());
+		memset(test_at(&f.machine, at), 0, HEADER);
+		fill(test_at(&f.machine, at + HEADER), 100, other, mac, 1);
+		test_ring_add(&f.ring[3], &(struct test_buffer){at, HEADER + 100, false}, 1, false);
+		test_ring_send(&f.ring[3]);
+		wait_for(3);
+		assert_int_equal(recv(f.host, frame, sizeof(frame), 0), 100);
+		assert_int_equal(command(VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, &one, 2), VIRTIO_NET_OK);
+		assert_true(served_by_vhost());
+	}
+}
+
+/* The guest gives a queue another vector, none, and goes over to pins while it runs. */
+static void test_vhost_interrupts(void **state)
+{
+	unsigned cap;
+
+	(void)state;
+	if (!vhost_with(1, ~0ull))
+		skip();
+	pass(0, 1);
+	test_write(&f.driver, VIRTIO_PCI_COMMON_Q_SELECT, TX, 2);
+	test_write(&f.driver, VIRTIO_PCI_COMMON_Q_MSIX, 3, 2);
+	(void)test_interrupts(&f.driver, 3);
+	transmit(1, 60, 1, 0);
+	test_ring_arm(&f.ring[TX]);
+	test_ring_send(&f.ring[TX]);
+	assert_true(test_until(test_interrupts(&f.driver, 3) > 0));
+	wait_for(TX);
+	cap = test_capability(&f.machine, 0x11, 0);
+	test_config_write(&f.machine, cap + 2, 0, 2);
+	(void)test_read(&f.driver, VIRTIO_BAR_ISR, 1);
+	transmit(2, 60, 1, 0);
+	test_ring_arm(&f.ring[TX]);
+	test_ring_send(&f.ring[TX]);
+	assert_true(test_until(test_read(&f.driver, VIRTIO_BAR_ISR, 1) & 1));
+}
+
+static void test_vhost_broken(void **state)
+{
+	(void)state;
+	if (!vhost_with(1, ~0ull))
+		skip();
+	test_ring_add(&f.ring[TX], &(struct test_buffer){~0ull << 20, 64, false}, 1, false);
+	test_ring_publish(&f.ring[TX]);
+	test_ring_kick(&f.ring[TX]);
+	assert_true(test_until(test_status(&f.driver) & VIRTIO_CONFIG_S_NEEDS_RESET));
+	test_driver_negotiate(&f.driver, ~0ull);
+	for (unsigned i = 0; i < 3; i++)
+		test_ring_init(&f.ring[i], &f.driver, i, RING);
+	test_driver_ok(&f.driver);
+	assert_true(served_by_vhost());
+	pass(3, 3);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -789,6 +935,11 @@ int main(void)
 		TEST(test_move),
 		TEST(test_tap),
 		TEST(test_two_pairs),
+		TEST(test_vhost),
+		TEST(test_vhost_and_back),
+		TEST(test_vhost_two_pairs),
+		TEST(test_vhost_interrupts),
+		TEST(test_vhost_broken),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
