@@ -89,12 +89,19 @@ static void update_link(void *arg)
 	net_update_link(arg);
 }
 
-void net_set_link(struct net *net, bool up)
+static void update_pairs(struct net *net)
 {
-	atomic_store(&net->cable, up);
-	iothread_call(net->pair[0].thread, update_link, net);
 	for (unsigned i = 0; i < net->pair_count; i++)
 		iothread_call(net->pair[i].thread, net_pair_update, &net->pair[i]);
+}
+
+void net_set_link(struct net *net, bool up)
+{
+	/* What came while the cable was out is thrown away before it is in. */
+	update_pairs(net);
+	atomic_store(&net->cable, up);
+	iothread_call(net->pair[0].thread, update_link, net);
+	update_pairs(net);
 }
 
 void net_watch(struct net_pair *pair, bool on)
