@@ -34,6 +34,8 @@ static const struct {
 	{"blk-fuzz", test_blk_fuzz},
 	{"display", test_display},
 	{"keyboard", test_keyboard},
+	{"console-echo", test_console_echo},
+	{"console-load", test_console_load},
 	{"vsock-echo", test_vsock_echo},
 	{"vsock-refused", test_vsock_refused},
 	{"vsock-serve", test_vsock_serve},

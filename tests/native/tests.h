@@ -37,6 +37,9 @@ void test_blk_fuzz(void);
 void test_display(void);
 /* test_input.c */
 void test_keyboard(void);
+/* test_console.c */
+void test_console_echo(void);
+void test_console_load(void);
 /* test_vsock.c */
 void test_vsock_echo(void);
 void test_vsock_refused(void);

@@ -13,6 +13,7 @@
 #include "vmm/net/net.h"
 #include "vmm/virtio/balloon.h"
 #include "vmm/virtio/blk.h"
+#include "vmm/virtio/console.h"
 #include "vmm/vsock/vsock.h"
 
 #include <stdint.h>
@@ -56,6 +57,12 @@ struct vm_config {
 	} net[MACHINE_NETS_MAX];
 	unsigned nets;
 	bool rng;
+	struct console_options {
+		const char *name; /* NULL: the console */
+		const char *path; /* of a socket, or fd=N */
+		int listen_fd;    /* what became of it; -1: none */
+	} console[CONSOLE_PORTS_MAX];
+	unsigned consoles;
 	struct vsock_options {
 		const char *path; /* NULL: none */
 		unsigned cid;

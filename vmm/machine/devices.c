@@ -95,6 +95,21 @@ static struct error *create_display(struct machine *m)
 	return viewers_new(&m->viewers, m->loop, m->display, &m->input);
 }
 
+static struct error *create_console(struct machine *m)
+{
+	struct console_config config = {.ports = m->config->consoles, .thread = m->io[0]};
+
+	for (unsigned i = 0; i < config.ports; i++) {
+		struct console_options *options = &m->config->console[i];
+		config.port[i] = (struct console_port_config){
+			.name = options->name, .listen_fd = steal_fd(&options->listen_fd), .peer_fd = -1};
+	}
+	if (!config.ports)
+		return NULL;
+	TRY(console_new(&m->console, &m->memory, &config));
+	return add_virtio(m, MACHINE_SLOT_CONSOLE, "console", console_device(m->console));
+}
+
 static struct error *create_vsock(struct machine *m)
 {
 	struct vsock_options *options = &m->config->vsock;
@@ -156,6 +171,7 @@ static struct error *create_pci(struct machine *m)
 		TRY(rng_new(&m->rng, &m->memory, m->io[0]));
 		TRY(add_virtio(m, MACHINE_SLOT_RNG, "rng", rng_device(m->rng)));
 	}
+	TRY(create_console(m));
 	TRY(create_vsock(m));
 	for (unsigned i = 0; i < m->config->nets; i++)
 		TRY(error_wrap(create_net(m, i), "network interface %s", m->config->net[i].id));
@@ -235,6 +251,7 @@ void machine_destroy_devices(struct machine *m)
 		net_free(m->net[i]);
 	balloon_free(m->balloon);
 	rng_free(m->rng);
+	console_free(m->console);
 	vsock_free(m->vsock);
 	for (unsigned i = 0; i < MACHINE_IO_MAX; i++)
 		iothread_free(m->io[i]);

@@ -36,6 +36,7 @@
 #include "vmm/pci/pci.h"
 #include "vmm/virtio/balloon.h"
 #include "vmm/virtio/blk.h"
+#include "vmm/virtio/console.h"
 #include "vmm/virtio/rng.h"
 #include "vmm/virtio/virtio_pci.h"
 #include "vmm/vsock/vsock.h"
@@ -99,6 +100,7 @@ struct machine {
 	struct pvpanic pvpanic;
 	struct watchdog watchdog;
 	struct rng *rng;
+	struct console *console;
 	struct vsock *vsock;
 	struct net *net[MACHINE_NETS_MAX];
 	struct balloon *balloon;

@@ -127,6 +127,18 @@ static struct error *open_control(struct vm_config *config)
 	return config_listen("--control", config->control, SOCK_SEQPACKET, &config->control_listen);
 }
 
+/* --- --console-port --- */
+
+static struct error *open_console(struct console_options *console)
+{
+	if (!option_is_descriptor(console->path))
+		return config_listen("--console-port", console->path, SOCK_STREAM, &console->listen_fd);
+	TRY(option_descriptor(console->path, "--console-port", &console->listen_fd));
+	if (fcntl(console->listen_fd, F_SETFL, O_NONBLOCK) < 0)
+		return error_new(errno, "--console-port: %s", console->path);
+	return NULL;
+}
+
 /* --- --vsock --- */
 
 /* The process that connects for the monitor is started here: nothing of the guest is there yet. */
@@ -186,6 +198,8 @@ struct error *config_open(struct vm_config *config)
 	TRY(config_open_nets(config));
 	TRY(open_kvm(config));
 	TRY(open_serial(config));
+	for (unsigned i = 0; i < config->consoles; i++)
+		TRY(open_console(&config->console[i]));
 	TRY(open_vsock(config));
 	return open_control(config);
 }
@@ -200,6 +214,8 @@ void config_release(struct vm_config *config)
 	close_fd(&config->kvm.fd);
 	close_fd(&config->serial_other);
 	close_fd(&config->serial_listen);
+	for (unsigned i = 0; i < config->consoles; i++)
+		close_fd(&config->console[i].listen_fd);
 	close_fd(&config->vsock.listen_fd);
 	close_fd(&config->vsock.connector_fd);
 	for (unsigned i = 0; i < config->disks; i++)

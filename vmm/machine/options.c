@@ -109,6 +109,59 @@ static const struct option_group disk_group = {
 	.check = check_disk,
 };
 
+/* --- --console-port --- */
+
+static const struct option console_fields[] = {
+	{"name", OPTION_TEXT, offsetof(struct console_options, name), .min = 1, .max = CONSOLE_NAME_MAX,
+	 .value = "NAME",
+	 .help = "what the guest finds it by (/dev/virtio-ports/NAME); without a name it is the console, hvc0"},
+	{"path", OPTION_TEXT, offsetof(struct console_options, path), .aka = "socket", .min = 1, .value = "PATH|fd=N",
+	 .help = "the UNIX socket that is made for its client, or a listening one"},
+	{NULL},
+};
+
+static void begin_console(const void *object, void *element, unsigned index)
+{
+	*(struct console_options *)element = (struct console_options){.listen_fd = -1};
+}
+
+static struct error *check_console(const char *what, const void *object, const void *element, unsigned index)
+{
+	const struct vm_config *config = object;
+	const struct console_options *console = element;
+
+	if (!console->path)
+		return error_hint(error_new(EINVAL, "%s names no socket", what), "write %s name=NAME,path=PATH", what);
+	for (const char *p = console->name; p && *p; p++)
+		if (*p <= ' ' || *p > '~' || *p == '/')
+			return error_hint(error_new(EINVAL, "%s: '%s' is not a name", what, console->name),
+					  "names become file names in the guest: no spaces, no slashes");
+	for (unsigned i = 0; i < index; i++) {
+		const char *other = config->console[i].name;
+		if (!console->name && !other)
+			return error_hint(error_new(EEXIST, "%s: a machine has one console", what),
+					  "give the other ports a name=NAME");
+		if (console->name && other && strcmp(console->name, other) == 0)
+			return error_new(EEXIST, "%s: two ports have the name '%s'", what, other);
+	}
+	if (index == CONSOLE_PORTS_MAX - 1 && console->name) {
+		for (unsigned i = 0; i < index; i++)
+			if (!config->console[i].name)
+				return NULL;
+		return error_new(E2BIG, "%s: a machine has at most %d ports with a name", what, CONSOLE_PORTS_MAX - 1);
+	}
+	return NULL;
+}
+
+static const struct option_group console_group = {
+	.fields = console_fields,
+	.bytes = sizeof(struct console_options),
+	.count_offset = offsetof(struct vm_config, consoles),
+	.most = CONSOLE_PORTS_MAX,
+	.begin = begin_console,
+	.check = check_console,
+};
+
 /* --- --vsock --- */
 
 static const struct option vsock_fields[] = {
@@ -264,6 +317,9 @@ const struct option config_options[] = {
 	{"rng", OPTION_FLAG, AT(rng), .help = "a virtio entropy source"},
 	{"display", OPTION_OWN, .own = set_display, .aka = "vga", .value = "on|off|WxH",
 	 .help = "a display that prefers pictures of W x H pixels (default: off; on is 1280x800)"},
+	{"console-port", OPTION_GROUP, AT(console), .aka = "virtserialport console", .group = &console_group,
+	 .value = "[name=NAME,]path=PATH",
+	 .help = "a port of a virtio console that leads to one client at a time; 8 with a name and the console"},
 	{"vsock", OPTION_GROUP, AT(vsock), .group = &vsock_group, .value = "path=PATH[,cid=N]",
 	 .help = "virtio-vsock: streams between ports of the guest and UNIX sockets"},
 	{"balloon", OPTION_GROUP, AT(balloon), .group = &balloon_group, .value = "on[,FIELD=VALUE]...",

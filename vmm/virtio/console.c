@@ -223,9 +223,11 @@ static void serve_rx(struct port *port)
 	struct virtqueue_chain chain;
 	unsigned n = 0;
 
+	if (port->client.fd < 0)
+		return;
 	if (port->left && (!guest_listens(port) || drained(port)))
 		detach(port);
-	if (!virtio_may_take(queue) || !port->readable || !guest_listens(port))
+	if (!virtio_may_take(queue) || port->client.fd < 0 || !port->readable || !guest_listens(port))
 		return;
 	virtqueue_quiet(&queue->ring);
 	while (n < CHAINS_A_GO && port->readable) {
@@ -513,7 +515,8 @@ static void arrive(struct port *port)
 	if (port->ready && here && !thinks_so)
 		port->owes |= OWE_OPEN;
 	port->full = false;
-	port->waiting = port->readable = true;
+	port->waiting = true;
+	port->readable = here;
 }
 
 static void port_state(void *self, struct saved *s)
@@ -682,4 +685,9 @@ bool console_guest_open(const struct console *c, const char *name)
 		if (strcmp(c->port[i].name, name) == 0)
 			return atomic_load_explicit(&c->port[i].guest_open, memory_order_relaxed);
 	return false;
+}
+
+void console_poll(struct console *c)
+{
+	sockets_poll(&c->sockets);
 }

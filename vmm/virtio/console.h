@@ -45,4 +45,7 @@ struct virtio_device *console_device(struct console *console);
 /* Whether the guest has the port @name open now: somebody is there to talk to. Any thread. */
 bool console_guest_open(const struct console *console, const char *name);
 
+/* Handles what its sockets have now, without waiting: for fuzz targets, whose thread does not wait. */
+void console_poll(struct console *console);
+
 #endif

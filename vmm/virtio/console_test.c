@@ -540,6 +540,7 @@ static void test_move(void **state)
 			;
 	}
 	assert_true(sent < sizeof(all) - chain);
+	give(RX(1), 4, CHUNK);
 	test_no_error(move(state_fd, "agent"));
 	for (ssize_t n; (n = read(host, got + arrived, sizeof(got) - arrived)) > 0;)
 		arrived += (uint32_t)n;
