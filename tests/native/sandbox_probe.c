@@ -240,7 +240,7 @@ static struct error *lock_in(const char *layers)
 
 int main(int argc, char **argv)
 {
-	static const char *const kinds[SANDBOX_THREADS] = {"main", "vcpu", "io", "connector"};
+	static const char *const kinds[SANDBOX_THREADS] = {"main", "vcpu", "io", "connector", "screen"};
 	struct run run = {.kind = SANDBOX_THREADS};
 
 	log_init("sandbox_probe", LOG_LEVEL_INFO);

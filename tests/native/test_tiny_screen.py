@@ -2,14 +2,21 @@
 
 import mmap
 import os
+import random
 import socket
 import struct
-from collections.abc import Callable
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from host import BUILD
+from rfb import ESCAPE, Rfb
 from tiny import Tiny
+
+SCREEN = BUILD / "screen/glint-screen"
 
 Start = Callable[..., Tiny]
 
@@ -204,3 +211,102 @@ def test_mouse_and_keys_of_a_viewer(tiny: Start) -> None:
     vm.call("send-keys", keys="esc")
     vm.expect("TEST keyboard ok")
     assert vm.wait() == 0
+
+
+@pytest.fixture
+def screen(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Starts glint-screen for a tiny guest; the socket its viewers connect to."""
+    started: list[subprocess.Popen] = []
+
+    def start(vm: Tiny, *args: object) -> Path:
+        path = tmp_path / f"vnc{len(started)}"
+        argv = [SCREEN, "--vnc", path, "--monitor", f"fd={vm.control.fileno()}", *args]
+        # The call goes over the test's own connection; nobody else uses it meanwhile.
+        process = subprocess.Popen(list(map(str, argv)), pass_fds=[vm.control.fileno()])
+        started.append(process)
+        while not path.exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        return path
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def wait_for_picture(rfb: Rfb, wanted: tuple[int, int, bytes]) -> None:
+    deadline = time.monotonic() + 30
+    while (rfb.width, rfb.height, rfb.rgb()) != wanted:
+        assert time.monotonic() < deadline, "the viewer never saw it"
+        rfb.ask(True)
+        rfb.update()
+
+
+def test_vnc(tiny: Start, screen: Callable[..., Path]) -> None:
+    """Two viewers see what the guest draws, whatever size it has, and only what changed; keys and pointer come back."""
+    vm = tiny("display,keyboard", "--display", "1024x768")
+    step(vm, "dark")
+    path = screen(vm, "--name", "tiny")
+    one = Rfb.connect(path)
+    assert (one.name, one.width, one.height) == ("tiny", 640, 480)
+    one.ask(False)
+    one.update()
+    assert not any(one.rgb())
+    vm.send("x")
+    step(vm, "drawn")
+    rows: dict[int, int] = {}
+    wait_for_picture(one, picture(rows))
+    two = Rfb.connect(path)
+    two.ask(False)
+    two.update()
+    wait_for_picture(two, picture(rows))
+    vm.send("x")
+    step(vm, "row")
+    rows[100] = 0xFF0000
+    one.ask(True)
+    assert one.update() == [(0, 100, WIDTH, 1)]
+    wait_for_picture(two, picture(rows))
+    two.close()
+    vm.send("x")
+    step(vm, "moved")
+    rows[200] = 0x00FF00
+    wait_for_picture(one, picture(rows))
+    one.close()
+    # Nobody looks; who comes later sees it all.
+    vm.send("x")
+    step(vm, "back")
+    rows[300] = 0x0000FF
+    three = Rfb.connect(path)
+    three.ask(False)
+    three.update()
+    wait_for_picture(three, picture(rows))
+    vm.send("x")
+    step(vm, "off")
+    vm.send("x")
+    vm.expect("KEYBOARD ready\n")
+    three.key(ord("a"))
+    for code in ["1e", "9e"]:
+        vm.expect(f"KEY 1 {code}\n")
+    three.pointer(10, 10, 4)
+    vm.expect("KEY 12 0a\n")
+    three.key(ESCAPE)
+    vm.expect("TEST keyboard ok")
+    assert vm.wait() == 0
+
+
+def test_vnc_garbage(tiny: Start, screen: Callable[..., Path], rng: random.Random) -> None:
+    """Viewers that send nonsense, or too many of them, do not end the others' view."""
+    vm = tiny("display", "--display", "on")
+    step(vm, "dark")
+    vm.send("x")
+    step(vm, "drawn")
+    path = screen(vm)
+    good = Rfb.connect(path)
+    for n in range(20):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(path))
+            sock.sendall(b"RFB 003.008\n\x01\x01" * (n % 2) + rng.randbytes(200))
+    good.ask(False)
+    good.update()
+    wait_for_picture(good, picture({}))

@@ -21,6 +21,8 @@
 #include <linux/io_uring.h>
 #include <linux/kvm.h>
 #include <linux/vhost.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <seccomp.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -38,8 +40,11 @@
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
-/* CONNECTOR: the process that connects to sockets for the monitor; it may next to nothing else. */
-enum { MAIN = 1, VCPU = 2, IO = 4, ALL = MAIN | VCPU | IO, CONNECTOR = 8 };
+/*
+ * CONNECTOR: the process that connects to sockets for the monitor; it may next to nothing else. SCREEN:
+ * glint-screen, a program of its own: it has no VM, but viewers from afar.
+ */
+enum { MAIN = 1, VCPU = 2, IO = 4, ALL = MAIN | VCPU | IO, CONNECTOR = 8, SCREEN = 16, EVERY = ALL | SCREEN };
 
 struct rule {
 	int call;
@@ -62,15 +67,15 @@ struct rule {
 
 static const struct rule rules[] = {
 	/* Descriptors that are open already. */
-	CALL(read, ALL | CONNECTOR),
-	CALL(write, ALL | CONNECTOR),
-	CALL(close, ALL | CONNECTOR),
-	CALL(readv, ALL),
-	CALL(writev, ALL),
+	CALL(read, EVERY | CONNECTOR),
+	CALL(write, EVERY | CONNECTOR),
+	CALL(close, EVERY | CONNECTOR),
+	CALL(readv, EVERY),
+	CALL(writev, EVERY),
 	CALL(preadv2, MAIN | VCPU),
 	CALL(pwritev2, MAIN | VCPU),
-	CALL(poll, ALL),
-	CALL(ppoll, ALL),
+	CALL(poll, EVERY),
+	CALL(ppoll, EVERY),
 	CALL(lseek, MAIN),
 	CALL(pread64, MAIN | VCPU),  /* a kernel's file, which firmware reads through fw_cfg */
 	CALL(pwrite64, MAIN | VCPU), /* UEFI variables, durable before the guest goes on */
@@ -85,20 +90,20 @@ static const struct rule rules[] = {
 	/* Locks and flags of disks and consoles; never F_SETOWN, F_SETSIG, F_NOTIFY or O_ASYNC, which send signals. */
 	WHEN(fcntl, MAIN, IS(1, F_GETFD)),
 	WHEN(fcntl, MAIN, IS(1, F_SETFD)),
-	WHEN(fcntl, MAIN, IS(1, F_GETFL)),
-	WHEN(fcntl, MAIN, IS(1, F_SETFL), LACKS(2, O_ASYNC)),
+	WHEN(fcntl, MAIN | SCREEN, IS(1, F_GETFL)),
+	WHEN(fcntl, MAIN | SCREEN, IS(1, F_SETFL), LACKS(2, O_ASYNC)),
 	WHEN(fcntl, MAIN, IS(1, F_DUPFD_CLOEXEC)),
 	WHEN(fcntl, MAIN, IS(1, F_OFD_SETLK)),
 	WHEN(fcntl, MAIN, IS(1, F_OFD_GETLK)),
 
 	/* The control socket and the event loop; the sockets of vsock and console ports. */
-	CALL(accept4, MAIN | IO),
-	CALL(recvmsg, MAIN | IO),
-	CALL(sendmsg, MAIN | CONNECTOR),
-	CALL(getsockopt, MAIN),
-	CALL(shutdown, MAIN | IO),
-	WHEN(recvfrom, MAIN | IO, IS(4, 0)),
-	WHEN(sendto, MAIN, IS(4, 0)), /* to the connected peer: no address */
+	CALL(accept4, MAIN | IO | SCREEN),
+	CALL(recvmsg, MAIN | IO | SCREEN),
+	CALL(sendmsg, MAIN | CONNECTOR | SCREEN),
+	CALL(getsockopt, MAIN | SCREEN),
+	CALL(shutdown, MAIN | IO | SCREEN),
+	WHEN(recvfrom, MAIN | IO | SCREEN, IS(4, 0)),
+	WHEN(sendto, MAIN | SCREEN, IS(4, 0)), /* to the connected peer: no address */
 	WHEN(socket, CONNECTOR, IS(0, AF_UNIX)),
 	CALL(connect, CONNECTOR),
 	CALL(epoll_wait, MAIN | IO),
@@ -117,39 +122,47 @@ static const struct rule rules[] = {
 			IORING_UNREGISTER_RING_FDS)), /* io_uring_queue_exit() */
 
 	/* Memory, never to be executed. */
-	WHEN(mmap, ALL, LACKS(2, PROT_EXEC)),
-	WHEN(mprotect, ALL, LACKS(2, PROT_EXEC)),
-	CALL(munmap, ALL),
-	CALL(mremap, ALL),
-	CALL(madvise, ALL),
-	CALL(brk, ALL),
+	WHEN(mmap, EVERY, LACKS(2, PROT_EXEC)),
+	WHEN(mprotect, EVERY, LACKS(2, PROT_EXEC)),
+	CALL(munmap, EVERY),
+	CALL(mremap, EVERY),
+	CALL(madvise, EVERY),
+	CALL(brk, EVERY),
 
 	/* Threads as they live and end; kicks go to threads of this process alone (sandbox.c puts in its number). */
-	CALL(futex, ALL),
-	WHEN(tgkill, ALL, IS(0, SANDBOX_OWN_PID)),
-	CALL(getpid, ALL),
-	CALL(gettid, ALL),
+	CALL(futex, EVERY),
+	WHEN(tgkill, EVERY, IS(0, SANDBOX_OWN_PID)),
+	CALL(getpid, EVERY),
+	CALL(gettid, EVERY),
 	CALL(sched_yield, ALL),
 	WHEN(sched_getaffinity, ALL, IS(0, 0)), /* malloc counts processors */
-	CALL(rt_sigprocmask, ALL),
-	CALL(rt_sigreturn, ALL | CONNECTOR),
+	CALL(rt_sigprocmask, EVERY),
+	CALL(rt_sigreturn, EVERY | CONNECTOR),
 	WHEN(prctl, ALL, IS(0, PR_SET_NAME)),
-	CALL(restart_syscall, ALL),
-	CALL(exit, ALL),
-	CALL(exit_group, ALL | CONNECTOR),
+	CALL(restart_syscall, EVERY),
+	CALL(exit, EVERY),
+	CALL(exit_group, EVERY | CONNECTOR),
+
+	/* libvncserver and its viewers' sockets. */
+	CALL(select, SCREEN),
+	CALL(pselect6, SCREEN),
+	CALL(getpeername, SCREEN),
+	CALL(uname, SCREEN),
+	WHEN(setsockopt, SCREEN, IS(1, IPPROTO_TCP), IS(2, TCP_NODELAY)),
+	WHEN(prlimit64, SCREEN, IS(0, 0), IS(2, 0)), /* looks at its own limits */
 
 	/* Time and random numbers. */
-	CALL(clock_gettime, ALL),
-	CALL(clock_nanosleep, ALL),
-	CALL(gettimeofday, ALL),
-	CALL(getrandom, ALL),
+	CALL(clock_gettime, EVERY),
+	CALL(clock_nanosleep, EVERY),
+	CALL(gettimeofday, EVERY),
+	CALL(getrandom, EVERY),
 
 #if __has_feature(address_sanitizer)
 	/* The sanitizers' run-time library; never in a program that ships. */
-	CALL(sigaltstack, ALL),
-	CALL(readlink, ALL),
-	CALL(getrusage, ALL),
-	CALL(rt_sigaction, ALL),
+	CALL(sigaltstack, EVERY),
+	CALL(readlink, EVERY),
+	CALL(getrusage, EVERY),
+	CALL(rt_sigaction, EVERY),
 #endif
 };
 
@@ -310,5 +323,6 @@ int main(void)
 	write_program("vcpu_filter", VCPU);
 	write_program("io_filter", IO);
 	write_program("connector_filter", CONNECTOR);
+	write_program("screen_filter", SCREEN);
 	return ferror(stdout) || fflush(stdout) != 0;
 }

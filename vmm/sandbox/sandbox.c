@@ -191,11 +191,12 @@ static const struct {
 	[SANDBOX_VCPU] = {"vCPU", vcpu_filter, ARRAY_SIZE(vcpu_filter)},
 	[SANDBOX_IO] = {"I/O", io_filter, ARRAY_SIZE(io_filter)},
 	[SANDBOX_CONNECTOR] = {"connector", connector_filter, ARRAY_SIZE(connector_filter)},
+	[SANDBOX_SCREEN] = {"screen", screen_filter, ARRAY_SIZE(screen_filter)},
 };
 
 #define FILTER_MAX 512 /* instructions */
 static_assert(ARRAY_SIZE(main_filter) <= FILTER_MAX && ARRAY_SIZE(vcpu_filter) <= FILTER_MAX &&
-	      ARRAY_SIZE(io_filter) <= FILTER_MAX);
+	      ARRAY_SIZE(io_filter) <= FILTER_MAX && ARRAY_SIZE(screen_filter) <= FILTER_MAX);
 
 static _Thread_local const char *thread_kind = "unknown";
 

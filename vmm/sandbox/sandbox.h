@@ -13,8 +13,11 @@
 
 #include "base/error.h"
 
-/* SANDBOX_CONNECTOR is the one thread of the process that connects to sockets (vmm/vsock). */
-enum sandbox_thread { SANDBOX_MAIN, SANDBOX_VCPU, SANDBOX_IO, SANDBOX_CONNECTOR, SANDBOX_THREADS };
+/*
+ * SANDBOX_CONNECTOR is the one thread of the process that connects to sockets (vmm/vsock), SANDBOX_SCREEN that of
+ * glint-screen.
+ */
+enum sandbox_thread { SANDBOX_MAIN, SANDBOX_VCPU, SANDBOX_IO, SANDBOX_CONNECTOR, SANDBOX_SCREEN, SANDBOX_THREADS };
 
 /*
  * Locks the process in, except for system calls. Call once, before threads are started, after everything is open.
