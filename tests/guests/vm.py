@@ -30,8 +30,8 @@ while read -r line; do eval "$line"; done
 """
 
 
-def initrd() -> Path:
-    return busybox_initrd(INIT, modules=MODULES)
+def initrd(modules: tuple[str, ...] = ()) -> Path:
+    return busybox_initrd(INIT, modules=[*MODULES, *modules])
 
 
 def vmlinux() -> Path:
@@ -60,15 +60,16 @@ class Guest:
         kernel: Path | None = None,
         restore: str | None = None,
         direct: bool = True,
+        modules: tuple[str, ...] = (),
     ) -> None:
-        """direct: give it a kernel; without, @args must say what it boots."""
+        """direct: give it a kernel; without, @args must say what it boots. modules: what it loads beside the usual."""
         self.host = host
         self.socket = f"/tmp/vm-{secrets.token_hex(4)}.sock"
         argv: list[str | Path] = [VMM, "--control", self.socket]
         if restore:
             argv += ["--restore", restore]
         elif direct:
-            argv += ["--kernel", kernel or VMLINUZ, "--initrd", initrd(), "--cmdline", CMDLINE]
+            argv += ["--kernel", kernel or VMLINUZ, "--initrd", initrd(modules), "--cmdline", CMDLINE]
         self.process: Process = host.spawn([*map(str, argv), *map(str, args)])
 
     def __enter__(self) -> "Guest":
