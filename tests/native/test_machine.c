@@ -246,6 +246,8 @@ void test_smp(void)
 		for (unsigned j = i + 1; j < n; j++)
 			CHECK(seen_ids[i] != seen_ids[j], "processors %u and %u have the same APIC id", i, j);
 	ecam = pci_ecam();
+	for (unsigned i = 0; i < n; i++)
+		rounds[i] = 0;
 	smp_run(hammer);
 	for (unsigned i = 1; i < n; i++)
 		CHECK(rounds[i] == 300, "processor %u did %lu rounds", i, rounds[i]);

@@ -15,6 +15,10 @@ void test_smp(void);
 void test_idle(void);
 void test_panic(void);
 void test_watchdog(void);
+/* test_cpu.c */
+void test_cpuid(void);
+void test_far_irq(void);
+void test_kvmclock(void);
 /* test_serial.c */
 void test_serial_echo(void);
 void test_serial_loopback(void);

@@ -31,7 +31,7 @@ class Tiny:
         vmm: Path = VMM,
         kernel: Path = GUEST,
         restore: Path | None = None,
-        cpus: int = 1,
+        cpus: int | str = 1,
         memory: str = "64M",
         fds: tuple[int, ...] = (),
     ) -> None:

@@ -2,7 +2,8 @@
  * The ACPI tables of the machine glint-q35-1 (ACPI specification 6.5; section numbers are its). Touches guest memory.
  *
  * What is the same for every VM is ASL that iasl compiled (dsdt.asl). What depends on the VM is written here: the
- * processors (MADT), where ECAM is (MCFG), and PCI's windows (a small SSDT). The same config gives the same bytes.
+ * processors (MADT) and nodes (SRAT, SLIT), where ECAM is (MCFG), and PCI's windows (a small SSDT). The same config
+ * gives the same bytes.
  *
  * Tables stand one behind the other in a block that does not know its address: pointers in it are offsets, and lists
  * say where they are and which bytes a checksum covers. Direct boot links the block at LOW_ACPI, in memory that the map
@@ -184,14 +185,50 @@ struct [[gnu::packed]] ssdt {
 	struct name_qword m64b, m64l, m32b, m32l, ecam, kbdc;
 };
 
-enum { XSDT_TABLES = 4 };
+/* 5.2.16 and its structures: who and what lies on which node */
+struct [[gnu::packed]] srat {
+	struct header header;
+	uint32_t one;
+	uint64_t reserved;
+};
+struct [[gnu::packed]] srat_lapic {
+	uint8_t type, length, node, apic_id;
+	uint32_t flags;
+	uint8_t sapic_eid, node_high[3];
+	uint32_t clock_domain;
+};
+struct [[gnu::packed]] srat_memory {
+	uint8_t type, length;
+	uint32_t node;
+	uint16_t reserved0;
+	uint64_t base, size;
+	uint32_t reserved1, flags;
+	uint64_t reserved2;
+};
+struct [[gnu::packed]] srat_x2apic {
+	uint8_t type, length;
+	uint16_t reserved0;
+	uint32_t node, apic_id, flags, clock_domain, reserved1;
+};
+static_assert(sizeof(struct srat_lapic) == 16 && sizeof(struct srat_memory) == 40 && sizeof(struct srat_x2apic) == 24);
+enum { SRAT_LAPIC = 0, SRAT_MEMORY = 1, SRAT_X2APIC = 2, SRAT_ENABLED = 1 };
+
+/* 5.2.17: distances between nodes */
+struct [[gnu::packed]] slit {
+	struct header header;
+	uint64_t nodes;
+	uint8_t distance[NUMA_NODES_MAX * NUMA_NODES_MAX];
+};
+
+enum { XSDT_TABLES_MAX = 6 };
 struct [[gnu::packed]] xsdt {
 	struct header header;
-	uint64_t table[XSDT_TABLES];
+	uint64_t table[XSDT_TABLES_MAX];
 };
 
 /* 256 vCPUs of the larger kind, and every other table rounded up generously, always fit. */
-static_assert(ACPI_BYTES > 256 * sizeof(struct madt_x2apic) + sizeof(dsdt_aml_code) + 4096);
+static_assert(ACPI_BYTES >
+	      256 * (sizeof(struct madt_x2apic) + sizeof(struct srat_x2apic)) + sizeof(dsdt_aml_code) + 8192);
 static_assert(ACPI_BYTES == LOW_END - LOW_ACPI);
 
 static uint8_t checksum(const void *data, size_t len)
@@ -303,17 +340,22 @@ static void append(uint8_t *buf, size_t *len, const void *data, size_t size)
 }
 #define APPEND(type, ...) append(buf, &len, &(struct type){__VA_ARGS__}, sizeof(struct type))
 
-static uint32_t put_madt(struct acpi_block *b, unsigned vcpus)
+static uint32_t put_madt(struct acpi_block *b, const struct acpi_config *config)
 {
 	uint8_t buf[sizeof(struct madt) + 256 * sizeof(struct madt_x2apic) + 256];
+	bool x2apic = false;
 	size_t len = 0;
 
 	APPEND(madt, .header.revision = 5, .lapic_base = LAPIC_BASE, .flags = MADT_PCAT_COMPAT);
-	for (unsigned i = 0; i < vcpus; i++) {
-		if (i < XAPIC_BROADCAST)
-			APPEND(madt_lapic, MADT_LAPIC, sizeof(struct madt_lapic), (uint8_t)i, (uint8_t)i, MADT_ENABLED);
-		else
-			APPEND(madt_x2apic, MADT_X2APIC, sizeof(struct madt_x2apic), 0, i, MADT_ENABLED, i);
+	for (unsigned i = 0; i < config->vcpus; i++) {
+		uint32_t id = topology_apic_id(&config->topology, i);
+		if (id < XAPIC_BROADCAST) {
+			APPEND(madt_lapic, MADT_LAPIC, sizeof(struct madt_lapic), (uint8_t)i, (uint8_t)id,
+			       MADT_ENABLED);
+		} else {
+			APPEND(madt_x2apic, MADT_X2APIC, sizeof(struct madt_x2apic), 0, id, MADT_ENABLED, i);
+			x2apic = true;
+		}
 	}
 	APPEND(madt_ioapic, MADT_IOAPIC, sizeof(struct madt_ioapic), 0, 0, IOAPIC_BASE, 0);
 	/* The timer's line is on pin 2; the SCI is a PCI interrupt in manners. */
@@ -321,10 +363,42 @@ static uint32_t put_madt(struct acpi_block *b, unsigned vcpus)
 	APPEND(madt_override, MADT_OVERRIDE, sizeof(struct madt_override), 0, PM_SCI_GSI, PM_SCI_GSI, MADT_LEVEL_HIGH);
 	/* NMI is on LINT1 of every processor. */
 	APPEND(madt_lapic_nmi, MADT_LAPIC_NMI, sizeof(struct madt_lapic_nmi), 0xFF, MADT_AS_BUS, 1);
-	if (vcpus > XAPIC_BROADCAST)
+	if (x2apic)
 		APPEND(madt_x2apic_nmi, MADT_X2APIC_NMI, sizeof(struct madt_x2apic_nmi), MADT_AS_BUS, UINT32_MAX, 1,
 		       {});
 	return put_table(b, (struct header *)buf, "APIC", len);
+}
+
+static uint32_t put_srat(struct acpi_block *b, const struct acpi_config *config)
+{
+	uint8_t buf[sizeof(struct srat) + 256 * sizeof(struct srat_x2apic) +
+		    NUMA_PIECES_MAX * sizeof(struct srat_memory)];
+	struct numa_piece piece[NUMA_PIECES_MAX];
+	size_t len = 0;
+
+	APPEND(srat, .header.revision = 3, .one = 1);
+	for (unsigned i = 0; i < config->vcpus; i++) {
+		uint32_t id = topology_apic_id(&config->topology, i), node = numa_node_of(config->numa, i);
+		if (id < XAPIC_BROADCAST)
+			APPEND(srat_lapic, SRAT_LAPIC, sizeof(struct srat_lapic), (uint8_t)node, (uint8_t)id,
+			       SRAT_ENABLED);
+		else
+			APPEND(srat_x2apic, SRAT_X2APIC, sizeof(struct srat_x2apic), 0, node, id, SRAT_ENABLED);
+	}
+	unsigned pieces = numa_pieces(config->numa, config->memory, piece);
+	for (unsigned i = 0; i < pieces; i++)
+		APPEND(srat_memory, .type = SRAT_MEMORY, .length = sizeof(struct srat_memory), .node = piece[i].node,
+		       .base = piece[i].gpa, .size = piece[i].size, .flags = SRAT_ENABLED);
+	return put_table(b, (struct header *)buf, "SRAT", len);
+}
+
+static uint32_t put_slit(struct acpi_block *b, unsigned nodes)
+{
+	struct slit t = {.header.revision = 1, .nodes = nodes};
+
+	for (unsigned i = 0; i < nodes * nodes; i++)
+		t.distance[i] = i / nodes == i % nodes ? NUMA_DISTANCE_OWN : NUMA_DISTANCE;
+	return put_table(b, &t.header, "SLIT", offsetof(struct slit, distance) + nodes * nodes);
 }
 
 static uint32_t put_mcfg(struct acpi_block *b, uint64_t ecam)
@@ -362,14 +436,14 @@ static uint32_t put_ssdt(struct acpi_block *b, const struct acpi_config *config)
 	return put_table(b, &t.header, "SSDT", sizeof(t));
 }
 
-static uint32_t put_xsdt(struct acpi_block *b, const uint32_t table[XSDT_TABLES])
+static uint32_t put_xsdt(struct acpi_block *b, const uint32_t *table, unsigned count)
 {
 	struct xsdt t = {.header.revision = 1};
 
-	for (unsigned i = 0; i < XSDT_TABLES; i++)
+	for (unsigned i = 0; i < count; i++)
 		t.table[i] = table[i];
-	uint32_t at = put_table(b, &t.header, "XSDT", sizeof(t));
-	for (unsigned i = 0; i < XSDT_TABLES; i++)
+	uint32_t at = put_table(b, &t.header, "XSDT", offsetof(struct xsdt, table[count]));
+	for (unsigned i = 0; i < count; i++)
 		is_pointer(b, at + offsetof(struct xsdt, table[i]), sizeof(t.table[i]));
 	return at;
 }
@@ -394,17 +468,22 @@ static uint32_t put_rsdp(struct acpi_block *b, uint32_t xsdt)
 
 struct error *acpi_make(const struct acpi_config *config, struct acpi_block *b)
 {
-	uint32_t table[XSDT_TABLES];
+	uint32_t table[XSDT_TABLES_MAX];
+	unsigned tables = 0;
 
 	if (config->vcpus < 1 || config->vcpus > 256)
 		return error_new(EINVAL, "describe %u vCPUs in ACPI: 1 to 256 can be", config->vcpus);
 	*b = (struct acpi_block){};
 	uint32_t dsdt = put(b, dsdt_aml_code, sizeof(dsdt_aml_code));
-	table[0] = put_fadt(b, config, put_facs(b), dsdt);
-	table[1] = put_madt(b, config->vcpus);
-	table[2] = put_mcfg(b, config->ecam_base);
-	table[3] = put_ssdt(b, config);
-	b->rsdp = put_rsdp(b, put_xsdt(b, table));
+	table[tables++] = put_fadt(b, config, put_facs(b), dsdt);
+	table[tables++] = put_madt(b, config);
+	table[tables++] = put_mcfg(b, config->ecam_base);
+	table[tables++] = put_ssdt(b, config);
+	if (config->numa && config->numa->nodes > 0) {
+		table[tables++] = put_srat(b, config);
+		table[tables++] = put_slit(b, config->numa->nodes);
+	}
+	b->rsdp = put_rsdp(b, put_xsdt(b, table, tables));
 	return NULL;
 }
 
@@ -427,6 +506,9 @@ struct error *acpi_build(struct memory *mem, const struct boot_config *boot, uin
 {
 	const struct acpi_config config = {
 		.vcpus = boot->vcpus,
+		.topology = boot->topology,
+		.numa = boot->numa,
+		.memory = mem,
 		.ecam_base = PCI_ECAM_BASE,
 		.mmio32_base = PCI_MMIO32_BASE,
 		.mmio32_bytes = PCI_MMIO32_END - PCI_MMIO32_BASE,

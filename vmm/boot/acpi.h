@@ -6,6 +6,9 @@
 
 #include "base/error.h"
 
+#include "vmm/cpu/topology.h"
+#include "vmm/memory/numa.h"
+
 #include <stdint.h>
 
 #define ACPI_BYTES         0x20000u
@@ -14,9 +17,12 @@
 
 /* What the tables depend on. */
 struct acpi_config {
-	unsigned vcpus;       /* 1..256; their APIC ids are 0..vcpus - 1 */
-	uint64_t ecam_base;   /* where PCI's configuration space is */
-	uint64_t mmio32_base; /* PCI's windows */
+	unsigned vcpus;               /* 1..256 */
+	struct cpu_topology topology; /* all 0: APIC ids are 0..vcpus - 1 */
+	const struct numa *numa;      /* NULL: no nodes */
+	const struct memory *memory;  /* with @numa: whose memory it is */
+	uint64_t ecam_base;           /* where PCI's configuration space is */
+	uint64_t mmio32_base;         /* PCI's windows */
 	uint64_t mmio32_bytes;
 	uint64_t mmio64_base;
 	uint64_t mmio64_bytes;
@@ -43,7 +49,8 @@ struct acpi_block {
 	uint8_t bytes[ACPI_BYTES];
 };
 
-/* Fills @block: the same config gives the same bytes, and every config of as many vCPUs the same layout. */
+/* Fills @block: the same config gives the same bytes, and every config with the same vCPUs and nodes the same layout.
+ */
 [[nodiscard]] struct error *acpi_make(const struct acpi_config *config, struct acpi_block *block);
 
 #endif

@@ -12,7 +12,9 @@
 #define GLINT_VMM_BOOT_BOOT_H
 
 #include "base/error.h"
+#include "vmm/cpu/topology.h"
 #include "vmm/memory/memory.h"
+#include "vmm/memory/numa.h"
 
 #include <stdint.h>
 
@@ -29,9 +31,11 @@ struct boot_config {
 	const char *cmdline;                   /* "" for none */
 	const char *kernel_name, *initrd_name; /* for errors */
 	/* What ACPI describes. */
-	unsigned vcpus;       /* 1..256; their APIC ids are 0..vcpus - 1 */
-	uint64_t mmio64_base; /* PCI's 64-bit window: see vmm/pci/pci.h */
-	bool keyboard;        /* there is a keyboard controller */
+	unsigned vcpus;               /* 1..256 */
+	struct cpu_topology topology; /* all 0: APIC ids are 0..vcpus - 1 */
+	const struct numa *numa;      /* NULL: no nodes */
+	uint64_t mmio64_base;         /* PCI's 64-bit window: see vmm/pci/pci.h */
+	bool keyboard;                /* there is a keyboard controller */
 };
 
 /* The state in which vCPU 0 begins; the others wait for INIT and SIPI. All else is zero or as after reset. */

@@ -103,6 +103,17 @@ static enum exit_next on_system_event(struct vcpu *vcpu)
 	return EXIT_STAND_STILL;
 }
 
+/*
+ * Hyper-V's: a register of its interrupt controller was written, which KVM has done; or a hypercall that KVM left to
+ * us, and none is known here: HV_STATUS_INVALID_HYPERCALL_CODE.
+ */
+static enum exit_next on_hyperv(struct vcpu *vcpu)
+{
+	if (vcpu->run->hyperv.type == KVM_EXIT_HYPERV_HCALL)
+		vcpu->run->hyperv.u.hcall.result = 2;
+	return EXIT_GO_ON;
+}
+
 /* Interrupt windows and the like: KVM wanted us to look, there is nothing to do. */
 static enum exit_next on_nothing(struct vcpu *vcpu)
 {
@@ -122,6 +133,7 @@ static const struct {
 	[KVM_EXIT_FAIL_ENTRY] = {"fail-entry", on_fail_entry},
 	[KVM_EXIT_INTERNAL_ERROR] = {"internal-error", on_internal_error},
 	[KVM_EXIT_SYSTEM_EVENT] = {"system-event", on_system_event},
+	[KVM_EXIT_HYPERV] = {"hyperv", on_hyperv},
 };
 
 enum exit_next vcpu_handle_exit(struct vcpu *vcpu)

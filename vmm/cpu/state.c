@@ -13,6 +13,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "vmm/cpu/hyperv.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -26,6 +27,7 @@
 #define MISC_ENABLE_STRINGS 1ull
 #define EFER_LME            (1ull << 8)
 #define EFER_LMA            (1ull << 10)
+#define APIC_BASE_X2APIC    (1ull << 10)
 #define CR0_PE              1ull
 #define CR0_ET              (1ull << 4)
 #define CR0_PG              (1ull << 31)
@@ -185,26 +187,6 @@ void vcpu_state(void *self, struct saved *s)
 		part_state(vcpu, s, &late_parts[i]);
 }
 
-void vcpus_clock_state(void *self, struct saved *s)
-{
-	struct vcpus *group = self;
-	struct kvm_clock_data clock = {0};
-	uint64_t ns = 0;
-
-	if (!saved_loading(s)) {
-		if (ioctl(group->vm_fd, KVM_GET_CLOCK, &clock) < 0)
-			saved_fail(s, "KVM_GET_CLOCK: %s", strerror(errno));
-		ns = clock.clock;
-	}
-	saved_require(s);
-	saved_u64(s, "kvmclock-ns", &ns);
-	if (!saved_loading(s))
-		return;
-	clock = (struct kvm_clock_data){.clock = ns};
-	if (ioctl(group->vm_fd, KVM_SET_CLOCK, &clock) < 0)
-		saved_fail(s, "KVM_SET_CLOCK: %s", strerror(errno));
-}
-
 /* --- reset and boot --- */
 
 static struct kvm_segment segment(uint16_t selector, uint8_t type, bool code, bool long_mode)
@@ -217,6 +199,25 @@ static struct kvm_segment segment(uint16_t selector, uint8_t type, bool code, bo
 				    .s = 1,
 				    .l = code && long_mode,
 				    .g = 1};
+}
+
+/*
+ * Turns x2APIC mode on, as firmware does on a machine that has an APIC id of 255: in the old mode that id addresses all
+ * (Intel SDM volume 3, 11.12.5.1), so a kernel's INIT to that one processor would hit those it has started before.
+ */
+static struct error *all_to_x2apic(struct vcpus *group)
+{
+	struct kvm_sregs sregs;
+
+	for (unsigned i = 0; i < group->count; i++) {
+		int fd = group->vcpu[i].fd;
+		if (ioctl(fd, KVM_GET_SREGS, &sregs) < 0)
+			return error_new(errno, "turn on x2APIC mode of vCPU %u (KVM_GET_SREGS)", i);
+		sregs.apic_base |= APIC_BASE_X2APIC;
+		if (ioctl(fd, KVM_SET_SREGS, &sregs) < 0)
+			return error_new(errno, "turn on x2APIC mode of vCPU %u (KVM_SET_SREGS)", i);
+	}
+	return NULL;
 }
 
 struct error *vcpus_boot(struct vcpus *group, const struct boot_entry *entry)
@@ -247,7 +248,7 @@ struct error *vcpus_boot(struct vcpus *group, const struct boot_entry *entry)
 		return error_new(errno, "prepare the first vCPU (KVM_SET_SREGS)");
 	if (ioctl(vcpu->fd, KVM_SET_REGS, &regs) < 0)
 		return error_new(errno, "prepare the first vCPU (KVM_SET_REGS)");
-	return NULL;
+	return vcpus_have_broadcast_id(group) ? all_to_x2apic(group) : NULL;
 }
 
 /* Code and data segments, tables and control registers as after RESET# (APM volume 2, table 14-1). */
@@ -313,6 +314,16 @@ static void power_on_msrs(struct vcpu *vcpu)
 	set_msr(vcpu, MSR_TSC, 0);
 }
 
+static void power_on_hyperv(struct vcpu *vcpu)
+{
+	uint32_t msr[HYPERV_RESET_MSRS];
+	uint64_t value[HYPERV_RESET_MSRS];
+	size_t count = hyperv_reset_msrs(msr, value);
+
+	for (size_t i = 0; i < count; i++)
+		set_msr(vcpu, msr[i], value[i]);
+}
+
 static void power_on_lapic(struct kvm_lapic_state *lapic, unsigned id)
 {
 	static const unsigned local_vectors[] = {0x320, 0x330, 0x340, 0x350, 0x360, 0x370};
@@ -351,7 +362,9 @@ static struct error *reset_one(struct vcpu *vcpu)
 	if (ioctl(vcpu->fd, KVM_SET_SREGS, &sregs) < 0)
 		return error_new(errno, "reset vCPU %u (KVM_SET_SREGS)", vcpu->index);
 	power_on_msrs(vcpu);
-	power_on_lapic(&lapic, vcpu->index);
+	if (vcpu->group->model.hyperv)
+		power_on_hyperv(vcpu);
+	power_on_lapic(&lapic, vcpu->apic_id);
 	if (ioctl(vcpu->fd, KVM_SET_LAPIC, &lapic) < 0)
 		return error_new(errno, "reset vCPU %u (KVM_SET_LAPIC)", vcpu->index);
 	if (ioctl(vcpu->fd, KVM_SET_VCPU_EVENTS, &events) < 0 || ioctl(vcpu->fd, KVM_SET_REGS, &regs) < 0 ||

@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "vmm/cpu/exits.h"
+#include "vmm/cpu/hyperv.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -87,27 +88,19 @@ static void run_guest(struct vcpu *vcpu)
 	}
 }
 
-struct thread_start {
-	struct vcpu *vcpu;
-	struct error *(*enter)(void);
-	struct error *err;
-	bool ready;
-};
-
 static void *thread_main(void *arg)
 {
-	struct thread_start *start = arg;
-	struct vcpu *vcpu = start->vcpu;
+	struct vcpu *vcpu = arg;
 	struct vcpus *group = vcpu->group;
 	char name[16];
 
 	/* Its own name: naming another thread goes through /proc, which the sandbox has not. */
 	snprintf(name, sizeof(name), "vcpu%u", vcpu->index);
 	prctl(PR_SET_NAME, name);
-	struct error *err = start->enter ? start->enter() : NULL;
+	struct error *err = vcpu->enter ? vcpu->enter() : NULL;
 	pthread_mutex_lock(&group->lock);
-	start->err = err;
-	start->ready = true;
+	vcpu->err = err;
+	vcpu->ready = true;
 	pthread_cond_broadcast(&group->changed);
 	pthread_mutex_unlock(&group->lock);
 	if (err)
@@ -118,20 +111,21 @@ static void *thread_main(void *arg)
 	return NULL;
 }
 
-static struct error *start_thread(struct vcpu *vcpu, const pthread_attr_t *attr, struct error *(*enter)(void))
+/* Waits until the thread is set up; the first error stays. */
+static void await_thread(struct vcpu *vcpu, struct error **first)
 {
 	struct vcpus *group = vcpu->group;
-	struct thread_start start = {.vcpu = vcpu, .enter = enter};
 
-	int rc = pthread_create(&vcpu->thread, attr, thread_main, &start);
-	if (rc != 0)
-		return error_new(rc, "start vCPU %u", vcpu->index);
-	vcpu->started = true;
 	pthread_mutex_lock(&group->lock);
-	while (!start.ready)
+	while (!vcpu->ready)
 		pthread_cond_wait(&group->changed, &group->lock);
 	pthread_mutex_unlock(&group->lock);
-	return error_wrap(start.err, "start vCPU %u", vcpu->index);
+	struct error *err = error_wrap(vcpu->err, "start vCPU %u", vcpu->index);
+	vcpu->err = NULL;
+	if (*first)
+		error_free(err);
+	else
+		*first = err;
 }
 
 struct error *vcpus_start(struct vcpus *group, struct error *(*enter)(void))
@@ -143,14 +137,25 @@ struct error *vcpus_start(struct vcpus *group, struct error *(*enter)(void))
 	sigaction(KICK_SIGNAL, &action, NULL);
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, VCPU_STACK_BYTES);
-	for (unsigned i = 0; i < group->count && !err; i++)
-		err = start_thread(&group->vcpu[i], &attr, enter);
+	/* All at once: each locks itself in, which takes longer than making it. */
+	for (unsigned i = 0; i < group->count && !err; i++) {
+		struct vcpu *vcpu = &group->vcpu[i];
+		vcpu->enter = enter;
+		int rc = pthread_create(&vcpu->thread, &attr, thread_main, vcpu);
+		if (rc != 0)
+			err = error_new(rc, "start vCPU %u", vcpu->index);
+		vcpu->started = rc == 0;
+	}
 	pthread_attr_destroy(&attr);
+	for (unsigned i = 0; i < group->count; i++)
+		if (group->vcpu[i].started)
+			await_thread(&group->vcpu[i], &err);
 	return err;
 }
 
 void vcpus_resume(struct vcpus *group)
 {
+	vcpus_tell_stopped(group);
 	pthread_mutex_lock(&group->lock);
 	__atomic_store_n(&group->pause, false, __ATOMIC_RELEASE);
 	pthread_cond_broadcast(&group->changed);
@@ -181,10 +186,13 @@ static struct error *create_one(struct vcpus *group, unsigned index)
 {
 	struct vcpu *vcpu = &group->vcpu[index];
 
-	*vcpu = (struct vcpu){.group = group, .index = index, .fd = -1};
-	vcpu->fd = ioctl(group->vm_fd, KVM_CREATE_VCPU, (unsigned long)index);
+	*vcpu = (struct vcpu){
+		.group = group, .index = index, .apic_id = topology_apic_id(&group->model.topology, index), .fd = -1};
+	vcpu->fd = ioctl(group->vm_fd, KVM_CREATE_VCPU, (unsigned long)vcpu->apic_id);
 	if (vcpu->fd < 0)
-		return error_new(errno, "make vCPU %u", index);
+		return error_new(errno, "make vCPU %u with the APIC id %u", index, vcpu->apic_id);
+	if (group->model.hyperv)
+		TRY(hyperv_enable(group->vm_fd, vcpu->fd));
 	void *run = mmap(NULL, group->run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, 0);
 	if (run == MAP_FAILED)
 		return error_new(errno, "map vCPU %u", index);
@@ -199,16 +207,39 @@ static struct error *list_msrs(struct vcpus *group)
 	/* The first call fails with E2BIG and says how many there are. */
 	if (ioctl(group->kvm_fd, KVM_GET_MSR_INDEX_LIST, &probe) < 0 && errno != E2BIG)
 		return error_new(errno, "list the processor's registers (KVM_GET_MSR_INDEX_LIST)");
-	group->msrs = calloc(1, sizeof(probe) + probe.nmsrs * sizeof(probe.indices[0]));
+	group->msrs = calloc(1, sizeof(probe) + (probe.nmsrs + HYPERV_MSRS) * sizeof(probe.indices[0]));
 	if (!group->msrs)
 		return error_new(ENOMEM, "list the processor's registers");
 	group->msrs->nmsrs = probe.nmsrs;
 	if (ioctl(group->kvm_fd, KVM_GET_MSR_INDEX_LIST, group->msrs) < 0)
 		return error_new(errno, "list the processor's registers (KVM_GET_MSR_INDEX_LIST)");
+	if (group->model.hyperv) {
+		hyperv_msrs(group->msrs->indices + group->msrs->nmsrs);
+		group->msrs->nmsrs += HYPERV_MSRS;
+	}
 	return NULL;
 }
 
-static struct error *create_all(struct vcpus *group, const struct cpu_model *model)
+/* What holds for all vCPUs and must be said before there are any. */
+static struct error *set_up_vm(struct vcpus *group)
+{
+	uint32_t last = topology_apic_id(&group->model.topology, group->model.vcpus - 1);
+	struct kvm_enable_cap x2apic = {.cap = KVM_CAP_X2APIC_API, .args = {KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK}};
+	struct kvm_enable_cap no_pmu = {.cap = KVM_CAP_PMU_CAPABILITY, .args = {KVM_PMU_CAP_DISABLE}};
+	int max_id = ioctl(group->vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPU_ID);
+
+	if (max_id > 0 && last >= (uint32_t)max_id)
+		return error_new(ERANGE, "make vCPUs with APIC ids up to %u: this machine's KVM allows %d", last,
+				 max_id - 1);
+	/* Without this an interrupt to processor 255 goes to all. */
+	if (last >= APIC_ID_MAX && ioctl(group->vm_fd, KVM_ENABLE_CAP, &x2apic) < 0)
+		return error_new(errno, "make a vCPU with the APIC id %u (KVM_CAP_X2APIC_API)", last);
+	/* Not in the model; a KVM too old to leave them out keeps them unannounced. */
+	(void)ioctl(group->vm_fd, KVM_ENABLE_CAP, &no_pmu);
+	return NULL;
+}
+
+static struct error *create_all(struct vcpus *group)
 {
 	int run_bytes = ioctl(group->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
 	if (run_bytes < (int)sizeof(struct kvm_run))
@@ -218,18 +249,35 @@ static struct error *create_all(struct vcpus *group, const struct cpu_model *mod
 	/* 0 where the capability is unknown: the state is then of the old, fixed size. */
 	group->xsave_bytes = xsave > (int)sizeof(struct kvm_xsave) ? (size_t)xsave : sizeof(struct kvm_xsave);
 	TRY(list_msrs(group));
-	group->vcpu = calloc(model->vcpus, sizeof(*group->vcpu));
+	TRY(set_up_vm(group));
+	group->vcpu = calloc(group->model.vcpus, sizeof(*group->vcpu));
 	if (!group->vcpu)
-		return error_new(ENOMEM, "make %u vCPUs", model->vcpus);
-	for (unsigned i = 0; i < model->vcpus; i++) {
+		return error_new(ENOMEM, "make %u vCPUs", group->model.vcpus);
+	for (unsigned i = 0; i < group->model.vcpus; i++) {
 		group->count = i + 1;
 		TRY(create_one(group, i));
 	}
 	return vcpus_apply_model(group);
 }
 
+struct error *vcpus_apply_model(struct vcpus *group)
+{
+	const struct cpu_model *model = &group->model;
+	cleanup_free struct kvm_cpuid2 *cpuid = calloc(1, sizeof(*cpuid) + model->entries * sizeof(cpuid->entries[0]));
+
+	if (!cpuid)
+		return error_new(ENOMEM, "describe the processor to the vCPUs");
+	cpuid->nent = (uint32_t)model->entries;
+	for (unsigned i = 0; i < group->count; i++) {
+		cpu_model_of_vcpu(model, i, cpuid->entries);
+		if (ioctl(group->vcpu[i].fd, KVM_SET_CPUID2, cpuid) < 0)
+			return error_new(errno, "describe the processor to vCPU %u (KVM_SET_CPUID2)", i);
+	}
+	return NULL;
+}
+
 struct error *vcpus_create(struct vcpus *group, int kvm_fd, int vm_fd, struct bus *pio, struct bus *mmio[MEMORY_SPACES],
-			   const struct vcpu_events *events, const struct cpu_model *model)
+			   const struct vcpu_events *events, const struct cpu_config *config)
 {
 	memset(group, 0, sizeof(*group));
 	group->kvm_fd = kvm_fd;
@@ -238,15 +286,18 @@ struct error *vcpus_create(struct vcpus *group, int kvm_fd, int vm_fd, struct bu
 	for (unsigned i = 0; i < MEMORY_SPACES; i++)
 		group->mmio[i] = mmio[i];
 	group->events = *events;
-	group->model = *model;
 	group->pause = true;
 	pthread_mutex_init(&group->lock, NULL);
 	pthread_cond_init(&group->changed, NULL);
-	return create_all(group, model);
+	TRY(cpu_offer_get(kvm_fd, &group->offer));
+	TRY(cpu_model_make(&group->offer, config, &group->model));
+	return create_all(group);
 }
 
 void vcpus_destroy(struct vcpus *group)
 {
+	free(group->msrs);
+	group->msrs = NULL;
 	if (group->count == 0)
 		return;
 	pthread_mutex_lock(&group->lock);
@@ -262,7 +313,6 @@ void vcpus_destroy(struct vcpus *group)
 		close_fd(&vcpu->fd);
 	}
 	free(group->vcpu);
-	free(group->msrs);
 	pthread_cond_destroy(&group->changed);
 	pthread_mutex_destroy(&group->lock);
 	group->count = 0;

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "saved/saved.h"
 #include "vmm/boot/boot.h"
+#include "vmm/cpu/model.h"
 #include "vmm/memory/bus.h"
 #include "vmm/memory/memory.h"
 
@@ -19,7 +20,6 @@
 #include <stdint.h>
 
 #define VCPUS_MAX       256 /* DESIGN 8 */
-#define VCPU_CPUID_MAX  128
 #define VCPU_EXIT_KINDS 48
 
 /* What a vCPU thread tells the machine; called on the vCPU's thread, so they only post. */
@@ -31,23 +31,18 @@ struct vcpu_events {
 	void *arg;
 };
 
-/* What the guest sees of the processor: part of the machine contract, saved with the VM. */
-struct cpu_model {
-	unsigned vcpus;
-	unsigned physical_bits;
-	size_t entries;
-	struct kvm_cpuid_entry2 entry[VCPU_CPUID_MAX];
-};
-
 struct vcpus;
 
 struct vcpu {
 	struct vcpus *group;
-	unsigned index; /* also its APIC id */
+	unsigned index;
+	uint32_t apic_id; /* also KVM's name for it */
 	int fd;
 	struct kvm_run *run;
 	pthread_t thread;
-	bool started;
+	bool started, ready;
+	struct error *(*enter)(void);
+	struct error *err;               /* why its thread could not start */
 	uint64_t exits[VCPU_EXIT_KINDS]; /* by KVM_EXIT_*; written by its own thread only */
 };
 
@@ -56,6 +51,7 @@ struct vcpus {
 	struct bus *pio;
 	struct bus *mmio[MEMORY_SPACES];
 	struct vcpu_events events;
+	struct cpu_offer offer;
 	struct cpu_model model;
 	size_t run_bytes;   /* of kvm_run */
 	size_t xsave_bytes; /* of the extended state */
@@ -69,15 +65,21 @@ struct vcpus {
 	unsigned parked;
 };
 
-/* The model `host`: what KVM supports here, with the topology of one socket of @vcpus cores. */
-[[nodiscard]] struct error *cpu_model_host(int kvm_fd, unsigned vcpus, struct cpu_model *model);
-
-/* Makes @model->vcpus vCPUs (after the interrupt chips, before threads). The first one is left to vcpus_boot. */
+/*
+ * Makes @config->vcpus vCPUs of that model (after the interrupt chips, before threads). The first one is left to
+ * vcpus_boot.
+ */
 [[nodiscard]] struct error *vcpus_create(struct vcpus *group, int kvm_fd, int vm_fd, struct bus *pio,
 					 struct bus *mmio[MEMORY_SPACES], const struct vcpu_events *events,
-					 const struct cpu_model *model);
+					 const struct cpu_config *config);
 /* Ends the threads (they are parked) and frees everything. */
 void vcpus_destroy(struct vcpus *group);
+
+/* Whether a vCPU has the APIC id that in xAPIC mode means all of them. */
+static inline bool vcpus_have_broadcast_id(const struct vcpus *group)
+{
+	return group->vcpu[group->count - 1].apic_id >= APIC_ID_MAX;
+}
 
 /* All vCPUs to their state at power-on. */
 [[nodiscard]] struct error *vcpus_reset(struct vcpus *group);
@@ -95,16 +97,18 @@ void vcpus_pause(struct vcpus *group);
 /* The name of an exit kind ("mmio"), or NULL for a kind that is never counted. */
 const char *vcpu_exit_name(unsigned kind);
 
-/* Unit bodies. One vCPU; and the model, which on load replaces the present one (before the vCPUs are loaded). */
+/* Unit body of one vCPU; the model is loaded and given to it before. */
 void vcpu_state(void *self, struct saved *s);
-void cpu_model_state(void *self, struct saved *s);
 
-/*
- * Checks that this machine can run @model and gives it to the vCPUs. Names the first feature that is missing.
- */
+/* Gives the group's model to its vCPUs. */
 [[nodiscard]] struct error *vcpus_apply_model(struct vcpus *group);
 
-/* The VM-wide clock (kvmclock), a unit body; self is the group. */
+/* --- clock.c --- */
+
+/* Before the guest goes on: it was stopped, which is no lockup. */
+void vcpus_tell_stopped(struct vcpus *group);
+
+/* The clocks, a unit body; self is the group. It comes before those of the vCPUs. */
 void vcpus_clock_state(void *self, struct saved *s);
 
 #endif

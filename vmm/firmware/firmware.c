@@ -151,8 +151,13 @@ static struct error *add_items(struct firmware *fw, const struct memory *mem, co
 struct error *firmware_init(struct firmware *fw, struct memory *mem, int vm_fd, struct bus *pio, struct bus *mmio,
 			    struct pci_bus *pci, const struct firmware_config *config)
 {
-	*fw = (struct firmware){
-		.pci = pci, .vcpus = config->vcpus, .mmio64_base = config->mmio64_base, .keyboard = config->keyboard};
+	*fw = (struct firmware){.pci = pci,
+				.vcpus = config->vcpus,
+				.topology = config->topology,
+				.numa = config->numa,
+				.memory = mem,
+				.mmio64_base = config->mmio64_base,
+				.keyboard = config->keyboard};
 	TRY(error_wrap(add_flash(fw, mem, vm_fd, mmio, config), "load the firmware"));
 	TRY(fw_cfg_init(&fw->fw_cfg, pio, mem));
 	return add_items(fw, mem, config);

@@ -11,8 +11,10 @@
 #ifndef GLINT_VMM_FIRMWARE_FIRMWARE_H
 #define GLINT_VMM_FIRMWARE_FIRMWARE_H
 
+#include "vmm/cpu/topology.h"
 #include "vmm/firmware/fw_cfg.h"
 #include "vmm/firmware/pflash.h"
+#include "vmm/memory/numa.h"
 #include "vmm/pci/pci.h"
 
 #define FIRMWARE_UUID_BYTES 16
@@ -24,6 +26,8 @@ struct firmware_config {
 	const char *name;                  /* the VM's */
 	uint8_t uuid[FIRMWARE_UUID_BYTES]; /* as people write it; zeros: none */
 	unsigned vcpus;
+	struct cpu_topology topology;
+	const struct numa *numa; /* NULL: no nodes; borrowed for as long as the machine lives */
 	uint64_t mmio64_base;
 	bool keyboard;                         /* there is a keyboard controller */
 	unsigned boot_slot[FIRMWARE_BOOT_MAX]; /* PCI slots of the disks to boot from, best first */
@@ -45,6 +49,9 @@ struct firmware {
 	struct fw_cfg fw_cfg;
 	struct pci_bus *pci;
 	unsigned vcpus;
+	struct cpu_topology topology;
+	const struct numa *numa;
+	const struct memory *memory;
 	uint64_t mmio64_base;
 	bool keyboard; /* there is a keyboard controller */
 };

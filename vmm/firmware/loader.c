@@ -129,7 +129,12 @@ static void describe(struct firmware *fw, struct acpi_config *config)
 	uint64_t end = fw->mmio64_base + PCI_MMIO64_BYTES;
 
 	pci_bus_layout(fw->pci, &layout);
-	*config = (struct acpi_config){.vcpus = fw->vcpus, .ecam_base = layout.ecam_base, .keyboard = fw->keyboard};
+	*config = (struct acpi_config){.vcpus = fw->vcpus,
+				       .topology = fw->topology,
+				       .numa = fw->numa,
+				       .memory = fw->memory,
+				       .ecam_base = layout.ecam_base,
+				       .keyboard = fw->keyboard};
 	choose_window(layout.ecam_base, config);
 	config->mmio64_base = fw->mmio64_base;
 	if (layout.mmio64_end > end || (layout.mmio64_end > 0 && layout.mmio64_base < config->mmio64_base)) {

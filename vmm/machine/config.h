@@ -7,9 +7,12 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "vmm/cpu/topology.h"
 #include "vmm/display/display.h"
 #include "vmm/firmware/firmware.h"
 #include "vmm/machine/option.h"
+#include "vmm/memory/memory.h"
+#include "vmm/memory/numa.h"
 #include "vmm/net/net.h"
 #include "vmm/virtio/balloon.h"
 #include "vmm/virtio/blk.h"
@@ -33,7 +36,13 @@ enum guest_action { GUEST_RUN, GUEST_PAUSE, GUEST_RESET, GUEST_STOP };
 struct vm_config {
 	const char *name;
 	uint64_t memory; /* bytes */
+	enum memory_pages pages;
+	struct numa numa;
 	unsigned cpus;
+	struct cpu_topology topology;
+	const char *cpu_model;   /* NULL: not said */
+	unsigned physical_bits;  /* 0: the model's own */
+	bool hyperv, hyperv_kvm; /* show Hyper-V's interface, and KVM's beside it */
 	unsigned io_threads;
 	struct option_file kernel, initrd, restore, kvm;
 	struct option_file firmware, vars;

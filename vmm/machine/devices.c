@@ -205,6 +205,8 @@ static struct error *create_firmware(struct machine *m)
 		.vars_name = config->vars.name,
 		.name = config->name,
 		.vcpus = config->cpus,
+		.topology = config->topology,
+		.numa = &config->numa,
 		.mmio64_base = machine_mmio64_base(m),
 		.keyboard = m->i8042.present,
 		.kernel_fd = config->kernel.fd,

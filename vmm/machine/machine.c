@@ -56,20 +56,36 @@ static const struct unit_ops irqs_unit = {.version = 1, .state = irqs_state};
 static const struct unit_ops clock_unit = {.version = 1, .state = vcpus_clock_state};
 static const struct unit_ops vcpu_unit = {.version = 1, .state = vcpu_state};
 
+/* RAM, and the window for devices above it, must lie where the processor reaches. */
+static struct error *check_addresses(const struct machine *m)
+{
+	unsigned bits = m->vcpus.model.physical_bits;
+
+	if (machine_mmio64_base(m) + PCI_MMIO64_BYTES <= 1ull << bits)
+		return NULL;
+	return error_hint(error_new(ERANGE, "%llu MiB of memory: the machine's processor addresses only %u bits",
+				    (unsigned long long)(m->config->memory / MIB), bits),
+			  "give the machine less memory, or more bits (--cpu-model ...,phys-bits=N)");
+}
+
 static struct error *create_processor(struct machine *m)
 {
 	struct vcpu_events events = {.reset = machine_post_reset, .failed = machine_post_failed, .arg = m};
 	struct bus *mmio[MEMORY_SPACES] = {&m->mmio[MEMORY_SPACE_NORMAL]};
-	struct cpu_model model;
+	const struct cpu_config config = {
+		.model = m->config->cpu_model ? m->config->cpu_model : "host",
+		.physical_bits = m->config->physical_bits,
+		.vcpus = m->config->cpus,
+		.topology = m->config->topology,
+		.hyperv = m->config->hyperv,
+		.hide_kvm = !m->config->hyperv_kvm,
+	};
 	char name[16];
 
-	TRY(cpu_model_host(m->config->kvm.fd, m->config->cpus, &model));
-	if (MEMORY_HIGH_BASE + m->config->memory > 1ull << MIN(model.physical_bits, 52u))
-		return error_new(ERANGE, "%llu GiB of memory: this machine's processor addresses only %u bits",
-				 (unsigned long long)(m->config->memory / GIB), model.physical_bits);
 	TRY(irqs_init(&m->irqs, m->vm_fd));
 	machine_add_unit(m, "irq-chips", &irqs_unit, &m->irqs);
-	TRY(vcpus_create(&m->vcpus, m->config->kvm.fd, m->vm_fd, &m->pio, mmio, &events, &model));
+	TRY(vcpus_create(&m->vcpus, m->config->kvm.fd, m->vm_fd, &m->pio, mmio, &events, &config));
+	TRY(check_addresses(m));
 	machine_add_unit(m, "clock", &clock_unit, &m->vcpus);
 	for (unsigned i = 0; i < m->vcpus.count; i++) {
 		snprintf(name, sizeof(name), "vcpu%u", i);
@@ -93,6 +109,8 @@ static struct error *load_kernel(struct machine *m)
 				       .kernel_name = config->kernel.name,
 				       .initrd_name = config->initrd.name,
 				       .vcpus = config->cpus,
+				       .topology = config->topology,
+				       .numa = &config->numa,
 				       .mmio64_base = machine_mmio64_base(m),
 				       .keyboard = m->i8042.present};
 	if (config->kernel.fd < 0)
@@ -203,7 +221,8 @@ struct error *machine_create(struct machine *m, struct vm_config *config)
 	TRY(loop_new(&m->loop));
 	TRY(watch_signals(m));
 	TRY(create_vm(m));
-	TRY(memory_create(&m->memory, config->memory));
+	TRY(memory_create_of(&m->memory, config->memory, config->pages));
+	TRY(numa_bind(&config->numa, &m->memory));
 	TRY(memory_attach(&m->memory, m->vm_fd));
 	TRY(create_processor(m));
 	TRY(machine_create_devices(m));

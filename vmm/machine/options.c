@@ -5,8 +5,8 @@
 
 #include "base/cleanup.h"
 #include "base/util.h"
+#include "vmm/cpu/model.h"
 #include "vmm/cpu/vcpu.h"
-#include "vmm/memory/memory.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -230,6 +230,113 @@ static void begin_watchdog(const void *object, void *element, unsigned index)
 static const struct option_group watchdog_group = {
 	.fields = watchdog_fields, .bytes = sizeof(struct watchdog_options), .begin = begin_watchdog};
 
+/* --- --cpus, --cpu-model, --hyperv: groups whose places are in the machine's own structure --- */
+
+static const struct option cpus_fields[] = {
+	{"count", OPTION_NUMBER, offsetof(struct vm_config, cpus), .min = 1, .max = VCPUS_MAX, .help = "1 to 256"},
+	{"sockets", OPTION_NUMBER, offsetof(struct vm_config, topology.sockets), .min = 1, .max = VCPUS_MAX,
+	 .help = "of processors (default: 1)"},
+	{"cores", OPTION_NUMBER, offsetof(struct vm_config, topology.cores), .min = 1, .max = VCPUS_MAX,
+	 .help = "of each socket (default: what makes the count)"},
+	{"threads", OPTION_NUMBER, offsetof(struct vm_config, topology.threads), .min = 1, .max = VCPUS_MAX,
+	 .help = "of each core (default: 1)"},
+	{NULL},
+};
+
+static void begin_cpus(const void *object, void *element, unsigned index)
+{
+	struct vm_config *config = element;
+
+	config->topology = (struct cpu_topology){0};
+}
+
+static const struct option_group cpus_group = {.fields = cpus_fields, .begin = begin_cpus};
+
+static struct error *set_cpu_model(const char *what, const char *text, void *object)
+{
+	struct vm_config *config = object;
+
+	if (strcmp(text, "host") != 0 && !cpu_contract_find(text))
+		return error_hint(error_new(EINVAL, "%s: there is no CPU model '%s'", what, text),
+				  "choose host, x86-64-v1, x86-64-v2, x86-64-v3 or x86-64-v4");
+	config->cpu_model = text;
+	return NULL;
+}
+
+static const struct option cpu_model_fields[] = {
+	{"model", OPTION_OWN, .own = set_cpu_model, .value = "host|x86-64-v1|x86-64-v2|x86-64-v3|x86-64-v4",
+	 .help = "all that this host offers, or a fixed set that is the same on every host (default: host)"},
+	{"phys-bits", OPTION_NUMBER, offsetof(struct vm_config, physical_bits), .min = CPU_BITS_MIN,
+	 .max = CPU_BITS_MAX, .help = "width of physical addresses (default: the host's; 39 for a fixed set)"},
+	{NULL},
+};
+static const struct option_group cpu_model_group = {.fields = cpu_model_fields};
+
+static const struct option hyperv_fields[] = {
+	{"show", OPTION_SWITCH, offsetof(struct vm_config, hyperv), .help = "show it (default: off)"},
+	{"kvm", OPTION_SWITCH, offsetof(struct vm_config, hyperv_kvm),
+	 .help = "and KVM's interface beside it, which Linux prefers (default: on)"},
+	{NULL},
+};
+static const struct option_group hyperv_group = {.fields = hyperv_fields};
+
+/* --- --numa --- */
+
+/* "0-3+8-11" */
+static struct error *set_node_cpus(const char *what, const char *text, void *object)
+{
+	struct numa_node *node = object;
+
+	memset(node->cpus, 0, sizeof(node->cpus));
+	for (const char *at = text;;) {
+		char *end;
+		unsigned long first = strtoul(at, &end, 10), last = first;
+		if (!isdigit((unsigned char)*at))
+			break;
+		if (*end == '-' && isdigit((unsigned char)end[1]))
+			last = strtoul(end + 1, &end, 10);
+		if (last < first || last >= NUMA_CPUS_MAX)
+			break;
+		for (unsigned long cpu = first; cpu <= last; cpu++)
+			node->cpus[cpu / 64] |= 1ull << cpu % 64;
+		if (*end == '\0')
+			return NULL;
+		if (*end != '+')
+			break;
+		at = end + 1;
+	}
+	return error_hint(error_new(EINVAL, "%s: '%s' are no vCPUs", what, text), "write 0-3, or 0-1+4-5; from 0 to %d",
+			  NUMA_CPUS_MAX - 1);
+}
+
+static const struct option numa_fields[] = {
+	{"cpus", OPTION_OWN, .own = set_node_cpus, .value = "FIRST-LAST[+FIRST-LAST]...", .help = "its vCPUs"},
+	{"memory", OPTION_SIZE, offsetof(struct numa_node, memory), .aka = "mem", .min = MIB, .max = MEMORY_MAX,
+	 .help = "its part of --memory, whole MiB"},
+	{"host-node", OPTION_NUMBER, offsetof(struct numa_node, host_node), .aka = "host_numa_node",
+	 .max = NUMA_HOST_MAX, .help = "the host's node that this memory is to be on (default: any)"},
+	{NULL},
+};
+
+static void begin_node(const void *object, void *element, unsigned index)
+{
+	*(struct numa_node *)element = (struct numa_node){.host_node = NUMA_HOST_ANY};
+}
+
+static const struct option_group numa_group = {
+	.fields = numa_fields,
+	.bytes = sizeof(struct numa_node),
+	.count_offset = offsetof(struct vm_config, numa.nodes),
+	.most = NUMA_NODES_MAX,
+	.begin = begin_node,
+};
+
+static const struct option_choice page_kinds[] = {{"auto", MEMORY_PAGES_AUTO},
+						  {"2M", MEMORY_PAGES_2M},
+						  {"1G", MEMORY_PAGES_1G},
+						  {"off", MEMORY_PAGES_SMALL},
+						  {NULL}};
+
 /* --- the others --- */
 
 /* "01234567-89ab-cdef-0123-456789abcdef"; the dashes may be left out. */
@@ -297,8 +404,16 @@ const struct option config_options[] = {
 	 .help = "what messages call the machine (default: vm)"},
 	{"memory", OPTION_SIZE, AT(memory), .aka = "m mem", .min = MEMORY_MIN, .max = MEMORY_MAX,
 	 .help = "guest memory, whole MiB: 512M, 4G (default: 256M)"},
-	{"cpus", OPTION_NUMBER, AT(cpus), .aka = "smp vcpus vcpu_count", .min = 1, .max = VCPUS_MAX,
-	 .help = "vCPUs, 1 to 256 (default: 1)"},
+	{"huge-pages", OPTION_CHOICE, AT(pages), .aka = "hugepages", .choices = page_kinds,
+	 .help = "large pages for guest memory: where the host can, none, or of the host's pool (default: auto)"},
+	{"numa", OPTION_GROUP, AT(numa.node), .group = &numa_group, .value = "cpus=LIST,memory=SIZE[,host-node=N]",
+	 .help = "a node of vCPUs and memory; may be given up to 16 times"},
+	{"cpus", OPTION_GROUP, 0, .aka = "smp vcpus vcpu_count", .group = &cpus_group,
+	 .value = "N[,sockets=S][,cores=C][,threads=T]", .help = "vCPUs (default: 1)"},
+	{"cpu-model", OPTION_GROUP, 0, .aka = "cpu", .group = &cpu_model_group, .value = "MODEL[,phys-bits=N]",
+	 .help = "the processor that the guest sees"},
+	{"hyperv", OPTION_GROUP, 0, .group = &hyperv_group, .value = "on[,kvm=off]",
+	 .help = "show the interface of Hyper-V, which Windows knows"},
 	{"kernel", OPTION_FILE, AT(kernel), .aka = "kernel_image_path",
 	 .help = "a Linux bzImage or a PVH kernel (ELF)"},
 	{"initrd", OPTION_FILE, AT(initrd), .aka = "initrd_path", .help = "its initial RAM disk"},
@@ -350,8 +465,10 @@ const struct option config_options[] = {
 
 /* --- all together --- */
 
-static struct error *check(const struct vm_config *config)
+static struct error *check(struct vm_config *config)
 {
+	TRY(error_wrap(topology_complete(&config->topology, config->cpus), "--cpus"));
+	TRY(error_wrap(numa_check(&config->numa, config->cpus, config->memory), "--numa"));
 	if (!is_aligned(config->memory, MIB))
 		return error_hint(error_new(ERANGE, "--memory: %llu bytes", (unsigned long long)config->memory),
 				  "a machine's memory is whole MiB");
@@ -398,6 +515,7 @@ struct error *config_parse(int argc, char **argv, struct vm_config *config)
 		.name = "vm",
 		.memory = 256 * MIB,
 		.cpus = 1,
+		.hyperv_kvm = true,
 		.io_threads = 1,
 		.kernel.fd = -1,
 		.initrd.fd = -1,

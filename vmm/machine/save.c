@@ -92,6 +92,9 @@ static void contract_state(void *self, struct saved *s)
 			saved_fail(s, "the saved machine has %u vCPUs, this one %u (--cpus)", vcpus,
 				   machine->config->cpus);
 	}
+	if (!saved_subsection(s, "numa", machine->config->numa.nodes > 0, numa_state, &machine->config->numa) &&
+	    saved_loading(s) && machine->config->numa.nodes > 0)
+		saved_fail(s, "the saved machine has no NUMA nodes, this one has (--numa)");
 	units_state(machine, s);
 }
 
@@ -155,6 +158,25 @@ struct error *machine_save(struct machine *machine, int fd)
 	return NULL;
 }
 
+/* The saved model replaces the one that was made here, if this machine can provide it and no other was asked for. */
+static struct error *accept_model(struct machine *machine)
+{
+	const struct cpu_model *model = &machine->vcpus.model;
+	const char *asked = machine->config->cpu_model;
+
+	if (asked && strcmp(asked, model->name) != 0)
+		return error_hint(error_new(EINVAL, "the saved machine has the CPU model %s, this one was given %s",
+					    model->name, asked),
+				  "leave out --cpu-model: a saved state brings its own");
+	if (machine->config->physical_bits && machine->config->physical_bits != model->physical_bits)
+		return error_hint(error_new(EINVAL,
+					    "the saved machine has %u-bit physical addresses, this one was given %u",
+					    model->physical_bits, machine->config->physical_bits),
+				  "leave out phys-bits: a saved state brings its own");
+	TRY(cpu_model_check(&machine->vcpus.offer, model));
+	return vcpus_apply_model(&machine->vcpus);
+}
+
 static struct error *read_stream(struct machine *machine, int fd)
 {
 	cleanup_saved struct saved *s = NULL;
@@ -162,7 +184,7 @@ static struct error *read_stream(struct machine *machine, int fd)
 	TRY(saved_open(fd, MACHINE_TYPE, &s));
 	TRY(saved_unit(s, "contract", 1, contract_state, machine));
 	TRY(saved_unit(s, "cpu-model", 1, cpu_model_state, &machine->vcpus.model));
-	TRY(vcpus_apply_model(&machine->vcpus));
+	TRY(accept_model(machine));
 	TRY(each_unit(machine, s));
 	TRY(all_memory(machine, s));
 	TRY(display_bulk(machine->display, s));

@@ -32,6 +32,14 @@ struct memory_region {
 	uint8_t *host;
 };
 
+/* Of which pages RAM is made. */
+enum memory_pages {
+	MEMORY_PAGES_AUTO, /* huge ones where the host has them to give (transparent) */
+	MEMORY_PAGES_SMALL,
+	MEMORY_PAGES_2M, /* of the host's pool, taken when the machine starts */
+	MEMORY_PAGES_1G,
+};
+
 struct memory {
 	int fd;
 	uint64_t size;
@@ -43,6 +51,11 @@ struct memory {
 
 /* Makes @size bytes of zeroed RAM (whole MiB, MEMORY_MIN..MEMORY_MAX). Pages are only taken when touched. */
 [[nodiscard]] struct error *memory_create(struct memory *mem, uint64_t size);
+/*
+ * The same of pages of a kind. Those of the host's pool are reserved at once: when there are too few, the error says
+ * how many are free and how to make more.
+ */
+[[nodiscard]] struct error *memory_create_of(struct memory *mem, uint64_t size, enum memory_pages pages);
 void memory_destroy(struct memory *mem);
 
 /* Hands the regions to KVM as memory slots of the normal address space. */

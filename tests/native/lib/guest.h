@@ -13,7 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define CPUS_MAX   64
+#define CPUS_MAX   256
 #define PAGE       4096ull
 #define COUNT(a)   (sizeof(a) / sizeof((a)[0]))
 #define ALL_ONES32 0xffffffffu
@@ -57,6 +57,39 @@ static inline void outw(uint16_t port, uint16_t value)
 static inline void outl(uint16_t port, uint32_t value)
 {
 	__asm__ volatile("outl %0, %1" : : "a"(value), "Nd"(port));
+}
+
+static inline uint64_t rdmsr(uint32_t msr)
+{
+	uint32_t low, high;
+
+	__asm__ volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(msr));
+	return (uint64_t)high << 32 | low;
+}
+
+static inline void wrmsr(uint32_t msr, uint64_t value)
+{
+	__asm__ volatile("wrmsr" : : "c"(msr), "a"((uint32_t)value), "d"((uint32_t)(value >> 32)) : "memory");
+}
+
+static inline uint64_t rdtsc(void)
+{
+	uint32_t low, high;
+
+	__asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+	return (uint64_t)high << 32 | low;
+}
+
+struct cpuid {
+	uint32_t eax, ebx, ecx, edx;
+};
+
+static inline struct cpuid cpuid(uint32_t function, uint32_t index)
+{
+	struct cpuid r = {function, 0, index, 0};
+
+	__asm__ volatile("cpuid" : "+a"(r.eax), "=b"(r.ebx), "+c"(r.ecx), "=d"(r.edx));
+	return r;
 }
 
 /* One instruction of just this width each, whatever the compiler thinks of it. */
@@ -159,6 +192,7 @@ static inline void irq_sleep(void)
 void ioapic_route(unsigned pin, uint8_t vector, bool level, bool active_low, unsigned cpu);
 void ioapic_mask(unsigned pin);
 
+/* By registers of the page at 0xFEE00000 or, where that is on, of x2APIC mode; @reg is the former's offset. */
 uint32_t lapic_read(unsigned reg);
 void lapic_write(unsigned reg, uint32_t value);
 unsigned lapic_id(void);

@@ -1,4 +1,5 @@
-/* Interrupts: IDT, local APIC by its registers at 0xFEE00000, IOAPIC at 0xFEC00000. The 8259s are masked. */
+/* Interrupts: IDT, local APIC by its registers at 0xFEE00000 or in x2APIC mode, IOAPIC at 0xFEC00000. The 8259s are
+ * masked. */
 #include "guest.h"
 
 #define LAPIC  0xfee00000ull
@@ -35,23 +36,35 @@ void interrupt_handle(const struct frame *f)
 	lapic_write(0xb0, 0);
 }
 
+/* The mode in which whoever started us left it, for all processors. */
+static bool x2apic;
+
 uint32_t lapic_read(unsigned reg)
 {
+	if (x2apic)
+		return (uint32_t)rdmsr(0x800 + reg / 16);
 	return mmio_read32(LAPIC + reg);
 }
 
 void lapic_write(unsigned reg, uint32_t value)
 {
-	mmio_write32(LAPIC + reg, value);
+	if (x2apic)
+		wrmsr(0x800 + reg / 16, value);
+	else
+		mmio_write32(LAPIC + reg, value);
 }
 
 unsigned lapic_id(void)
 {
-	return lapic_read(0x20) >> 24;
+	return lapic_read(0x20) >> (x2apic ? 0 : 24);
 }
 
 void lapic_send(unsigned cpu, uint32_t command)
 {
+	if (x2apic) {
+		wrmsr(0x830, (uint64_t)cpu << 32 | command);
+		return;
+	}
 	lapic_write(0x310, cpu << 24);
 	lapic_write(0x300, command);
 	while (lapic_read(0x300) & 1 << 12)
@@ -87,6 +100,7 @@ void irq_init(void)
 	}
 	outb(0x21, 0xff);
 	outb(0xa1, 0xff);
+	x2apic = rdmsr(0x1b) >> 10 & 1;
 	irq_load();
 }
 

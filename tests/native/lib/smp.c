@@ -2,14 +2,15 @@
 #include "guest.h"
 
 #define TRAMPOLINE 0x8000ull
+#define STACK      16384ull
 #define ICR_INIT   0x4500u
 #define ICR_SIPI   0x4600u
 
 extern char trampoline[], trampoline_end[];
-extern uint32_t ap_next;
+extern uint32_t ap_next, ap_stacks;
 
 static unsigned cpu_count = 1;
-static uint8_t apic_of[CPUS_MAX];
+static uint32_t apic_of[CPUS_MAX];
 static volatile unsigned alive = 1, finished;
 static void (*volatile work)(unsigned cpu);
 static volatile unsigned work_round;
@@ -41,6 +42,8 @@ unsigned smp_madt_count(void)
 		CHECK(t[at + 1] >= 2, "a MADT entry of no length");
 		if (t[at] == 0 && t[at + 4] & 1 && n < CPUS_MAX)
 			apic_of[n++] = t[at + 3];
+		if (t[at] == 9 && t[at + 8] & 1 && n < CPUS_MAX)
+			apic_of[n++] = *(const uint32_t *)(t + at + 4);
 	}
 	return n;
 }
@@ -72,6 +75,7 @@ unsigned smp_start(void)
 	if (cpu_count > 1)
 		return cpu_count;
 	unsigned n = smp_madt_count();
+	ap_stacks = (uint32_t)(uint64_t)alloc(n * STACK, 16);
 	memcpy((void *)TRAMPOLINE, trampoline, (size_t)(trampoline_end - trampoline));
 	for (unsigned i = 0; i < n; i++) {
 		if (apic_of[i] == lapic_id())

@@ -104,7 +104,8 @@ ap_64:
 	lock xadd %edi, ap_next
 	mov	%edi, %eax
 	shl	$14, %eax		/* stacks of 16 KiB */
-	lea	ap_stacks(%eax), %esp
+	add	ap_stacks, %eax
+	mov	%eax, %esp
 	call	ap_start
 1:	hlt
 	jmp	1b
@@ -177,11 +178,11 @@ gdt_pointer:
 	.align	4
 ap_next:
 	.long	1			/* the index of the next processor to come up */
+	.globl	ap_stacks
+ap_stacks:
+	.long	0			/* a stack ends where the next begins; processor 0 has none here */
 
 	.section .stacks, "aw", @nobits	/* not cleared: that would take as long as the rest of the start */
 	.align	16
 	.skip	65536
 stack_top:
-	.globl	ap_stacks
-ap_stacks:				/* a stack ends where the next begins; processor 0 has none here */
-	.skip	16384 * 64
