@@ -96,7 +96,7 @@ void test_rtc(void)
 	cmos_write(0x0b, (cmos_read(0x0b) & ~0x70) | 0x40);
 	wait_us(1000000);
 	uint32_t periodic = interrupts[VECTOR_RTC];
-	CHECK(periodic >= 48 && periodic <= 70, "%u periodic interrupts in a second at 64 Hz", periodic);
+	CHECK(periodic >= 32 && periodic <= 70, "%u periodic interrupts in a second at 64 Hz", periodic);
 	cmos_write(0x0b, cmos_read(0x0b) & ~0x70);
 	cmos_read(0x0c);
 	irq_off();
