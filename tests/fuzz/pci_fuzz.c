@@ -1,7 +1,7 @@
 /*
  * Fuzzing of PCI: a guest that reads and writes configuration space by both ways, BARs and MSI-X tables at will, on a
- * bus with three devices, while vectors and pins are raised beside it; with a reset and a round trip through saved
- * state now and then.
+ * bus with three devices and a fourth one behind a hot-plug port, while vectors and pins are raised and the port's
+ * button is pressed beside it; with a reset and a round trip through saved state now and then.
  *
  * The input is a list of 12-byte operations. After each, the buses must be sound: regions sorted, not overlapping, and
  * every mapped BAR among them. Reads of configuration space must agree byte by byte.
@@ -9,13 +9,15 @@
 #include "base/cleanup.h"
 #include "base/util.h"
 #include "saved/saved.h"
-#include "vmm/pci/pci.h"
+#include "vmm/pci/port.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
-#define DEVICES   3
+#define DEVICES   4
+#define BEHIND    3 /* the one behind the port */
+#define PORT_SLOT 30u
 #define OP_BYTES  12
 #define OPS_MAX   256
 #define HIGH_BASE (4 * GIB)
@@ -32,6 +34,7 @@ static struct bus pio, mmio;
 static struct irqs irqs;
 static struct pci_bus pci;
 static struct card card[DEVICES];
+static struct pci_port port;
 
 static void need(bool what)
 {
@@ -71,12 +74,17 @@ static void bar_mapped(void *self, unsigned bar, uint64_t address, bool mapped)
 
 static const struct pci_ops pci_ops = {.bar_mapped = bar_mapped};
 
+static void changed(void *arg)
+{
+}
+
 static void make(void)
 {
 	bus_init(&pio, "port");
 	bus_init(&mmio, "MMIO");
 	need_ok(irqs_init(&irqs, -1));
 	need_ok(pci_bus_init(&pci, &pio, &mmio, &irqs, HIGH_BASE));
+	need_ok(pci_port_init(&port, &pci, PORT_SLOT, 0, changed, NULL));
 	for (unsigned i = 0; i < DEVICES; i++) {
 		struct card *c = &card[i];
 		const struct pci_id id = {.vendor = 0x1af4, .device = (uint16_t)(0x1040 + i), .class_code = 0x018000};
@@ -84,19 +92,21 @@ static void make(void)
 		c->bytes = 0x4000;
 		pci_device_init(&c->pci, "card", &id, &pci_ops, c);
 		need_ok(pci_device_bar(&c->pci, 0, PCI_BAR_MEM64, c->bytes, &card_ops, c));
-		if (i < 2)
+		if (i < 2 || i == BEHIND)
 			need_ok(pci_device_msix(&c->pci, 3, i ? 70 : 3, &irqs));
-		if (i > 0)
+		if (i > 0 && i != BEHIND)
 			need_ok(pci_device_bar(&c->pci, 2, i > 1 ? PCI_BAR_MEM32 : PCI_BAR_IO, i > 1 ? 4096 : 16,
 					       &card_ops, c));
-		need_ok(pci_add(&pci, 1 + 2 * i, &c->pci));
+		need_ok(i == BEHIND ? pci_add_behind(&port, &c->pci) : pci_add(&pci, 1 + 2 * i, &c->pci));
 	}
+	pci_port_reset(&port);
 }
 
 static void unmake(void)
 {
 	for (unsigned i = 0; i < DEVICES; i++)
 		pci_device_destroy(&card[i].pci);
+	pci_port_destroy(&port);
 	pci_bus_destroy(&pci);
 	need(pio.count == 0 && mmio.count == 0);
 	irqs_destroy(&irqs);
@@ -146,6 +156,7 @@ static void read_both_ways(uint64_t addr, unsigned size)
 static struct error *transfer(struct saved *s)
 {
 	TRY(saved_unit(s, "pci", 1, pci_bus_state, &pci));
+	TRY(saved_unit(s, "port", 1, pci_port_state, &port));
 	for (unsigned i = 0; i < DEVICES; i++)
 		TRY(saved_unit(s, "card", 1, pci_device_state, &card[i].pci));
 	return NULL;
@@ -169,6 +180,7 @@ static void move(void)
 	need_ok(transfer(in));
 	need_ok(saved_finish(in));
 	need_ok(pci_bus_restored(&pci));
+	need_ok(pci_port_restored(&port));
 	for (unsigned i = 0; i < DEVICES; i++)
 		need_ok(pci_device_restored(&card[i].pci));
 	need(pio.count == ports && mmio.count == regions);
@@ -180,9 +192,38 @@ static uint64_t address(uint8_t where, uint16_t offset)
 	const struct card *c = &card[where / 8 % DEVICES];
 	uint64_t bar = c->mapped_at[where % 4];
 
+	if ((where & 0xe0) == 0x60) /* the port, or what is on its bus */
+		return pci.ecam_base + offset % 0x110 +
+		       (where & 1 ? PORT_SLOT << 15 : (uint64_t)port.pci.config[0x19] << 20);
 	if (where & 0x80)
 		return bar ? bar + offset : 0xfee00000;
 	return pci.ecam_base + ((where & 0x1f) << 15) + offset % 0x110;
+}
+
+/* Of a card, with its bus number in front. */
+static uint32_t slot_number(unsigned i)
+{
+	return i == BEHIND ? (uint32_t)port.pci.config[0x19] << 5 : 1 + 2 * i;
+}
+
+/* The port's owner does his part. */
+static void settle(uint64_t how)
+{
+	if (how & 1)
+		pci_port_insert(&port);
+	if (how & 2)
+		pci_port_press(&port);
+	switch (pci_port_settle(&port)) {
+	case PCI_PORT_SETTLED:
+		break;
+	case PCI_PORT_RESET_CARD:
+		pci_device_reset(&card[BEHIND].pci);
+		pci_port_card_reset(&port);
+		break;
+	case PCI_PORT_EJECT:
+		pci_port_give_up(&port);
+		break;
+	}
 }
 
 static void step(const uint8_t *op)
@@ -207,7 +248,8 @@ static void step(const uint8_t *op)
 		break;
 	case 5: /* a BAR or the command register of a card, straight */
 	case 6:
-		bus_write(&pio, 0xcf8, 0x80000000u | (1 + 2 * (op[1] / 4 % DEVICES)) << 11 | (4 + 4 * (offset % 8)), 4);
+		bus_write(&pio, 0xcf8, 0x80000000u | slot_number(op[1] / 4 % DEVICES) << 11 | (4 + 4 * (offset % 8)),
+			  4);
 		bus_write(&pio, 0xcfc, value, 4);
 		break;
 	case 7: /* PCIEXBAR */
@@ -229,8 +271,13 @@ static void step(const uint8_t *op)
 			move();
 		else if (offset % 16 == 1)
 			pci_bus_reset(&pci);
+		else if (offset % 16 == 2)
+			pci_port_reset(&port);
 		else
 			pci_device_reset(&card[op[1] % DEVICES].pci);
+		break;
+	case 14:
+		settle(value);
 		break;
 	case 12:
 	case 13:

@@ -4,6 +4,8 @@
  *
  *     ctl SOCKET METHOD [PATH [PARAMS]]   PATH is created and its descriptor passed along ("": none); PARAMS is JSON
  *
+ * +PATH is there, and is opened for reading and writing.
+ *
  * Exit status: 0 a result, 1 an error came back, 2 no answer.
  */
 #include <fcntl.h>
@@ -41,6 +43,13 @@ static ssize_t send_call(int sock, const char *method, int passed, const char *p
 	return sendmsg(sock, &msg, 0);
 }
 
+static int open_path(const char *path)
+{
+	if (*path == '+')
+		return open(path + 1, O_RDWR | O_CLOEXEC);
+	return open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+}
+
 int main(int argc, char **argv)
 {
 	struct sockaddr_un addr = {.sun_family = AF_UNIX};
@@ -55,7 +64,7 @@ int main(int argc, char **argv)
 	int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (sock < 0 || connect(sock, (struct sockaddr *)&addr, sizeof(addr)) < 0)
 		return complain(argv[1]);
-	if (argc > 3 && argv[3][0] && (passed = open(argv[3], O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)) < 0)
+	if (argc > 3 && argv[3][0] && (passed = open_path(argv[3])) < 0)
 		return complain(argv[3]);
 	if (send_call(sock, argv[2], passed, argc > 4 ? argv[4] : "{}") < 0)
 		return complain("send");

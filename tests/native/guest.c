@@ -47,6 +47,7 @@ static const struct {
 	{"net-echo", test_net_echo},
 	{"net-malformed", test_net_malformed},
 	{"balloon", test_balloon},
+	{"hotplug", test_hotplug},
 	{"load", test_load},
 	{"generations", test_generations},
 	{"dirty", test_dirty},

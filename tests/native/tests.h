@@ -53,6 +53,8 @@ void test_vsock_garbage(void);
 /* test_net.c */
 void test_net_echo(void);
 void test_net_malformed(void);
+/* test_hotplug.c */
+void test_hotplug(void);
 /* test_balloon.c */
 void test_balloon(void);
 /* test_load.c */

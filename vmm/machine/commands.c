@@ -31,6 +31,7 @@ static struct error *get_status(void *self, struct control_call *call, json_t **
 			    MACHINE_TYPE, "version", GLINT_VERSION, "state", machine_state_name(m), "why", m->why,
 			    "memory", (json_int_t)m->memory.size, "vcpus", (int)m->config->cpus, "disks",
 			    (int)m->config->disks, "serial", m->config->serial, "sandbox", m->config->sandbox);
+	json_object_set_new(*result, "ports", hotplug_status(m));
 	if (m->balloon)
 		json_object_set_new(*result, "balloon", balloon_status(m));
 	return NULL;
@@ -261,6 +262,8 @@ static const struct control_method methods[] = {
 	{"link", do_link},
 	{"balloon", do_balloon},
 	{"balloon-stats", get_balloon_stats},
+	{"device-add", hotplug_add},
+	{"device-remove", hotplug_remove},
 	{NULL, NULL},
 };
 

@@ -14,6 +14,7 @@
 #include "vmm/memory/memory.h"
 #include "vmm/memory/numa.h"
 #include "vmm/net/net.h"
+#include "vmm/pci/port.h"
 #include "vmm/virtio/balloon.h"
 #include "vmm/virtio/blk.h"
 #include "vmm/virtio/console.h"
@@ -52,11 +53,13 @@ struct vm_config {
 		char id[DISK_ID_BYTES + 1]; /* its name for people, and the serial number the guest sees */
 		struct option_file file;
 		bool direct;
+		unsigned port;       /* of hot-plug, from 1; 0: a slot of its own */
 		unsigned boot_index; /* firmware boots from the lowest first; BOOT_INDEX_NONE: not said */
 		struct blk_config blk;
 	} disk[MACHINE_DISKS_MAX];
 	unsigned disks;
-	struct display_config display; /* width 0: none */
+	struct disk_config plugged[PCI_PORTS]; /* those that name a port, taken out of the list above */
+	struct display_config display;         /* width 0: none */
 	struct net_options {
 		char id[DISK_ID_BYTES + 1]; /* its name for people */
 		const char *tap, *passt, *vhost;
@@ -109,6 +112,12 @@ extern const struct option config_options[];
  * in *config point into @argv, whose strings are changed.
  */
 [[nodiscard]] struct error *config_parse(int argc, char **argv, struct vm_config *config);
+
+/*
+ * A disk by JSON, for one that is added to a running machine: its descriptor comes otherwise. Has no strings of
+ * @json's.
+ */
+[[nodiscard]] struct error *config_disk(const json_t *json, const struct vm_config *config, struct disk_config *disk);
 
 /* Copies @text to @id (DISK_ID_BYTES + 1) if it may be the id of something. @what names the option in errors. */
 [[nodiscard]] struct error *config_set_id(const char *what, const char *text, char *id);

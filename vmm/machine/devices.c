@@ -59,19 +59,25 @@ static struct error *add_virtio(struct machine *m, unsigned slot, const char *na
 	return NULL;
 }
 
-static struct error *create_disk(struct machine *m, unsigned index)
+struct error *machine_make_disk(struct machine *m, struct disk_config *config, struct blk **disk)
 {
-	struct disk_config *config = &m->config->disk[index];
-	char name[SAVED_NAME_MAX + 1];
-
 	config->blk.paused = machine_post_disk_error;
 	config->blk.paused_arg = m;
 	config->blk.threads = m->io;
 	config->blk.thread_count = m->config->io_threads;
 	static_assert(sizeof(config->blk.serial) == sizeof(config->id));
 	memcpy(config->blk.serial, config->id, sizeof(config->id));
-	TRY(blk_new(&m->disk[index], &m->memory, &config->blk));
+	TRY(blk_new(disk, &m->memory, &config->blk));
 	config->blk.fd = -1; /* the device's now */
+	return NULL;
+}
+
+static struct error *create_disk(struct machine *m, unsigned index)
+{
+	struct disk_config *config = &m->config->disk[index];
+	char name[SAVED_NAME_MAX + 1];
+
+	TRY(machine_make_disk(m, config, &m->disk[index]));
 	snprintf(name, sizeof(name), "disk:%s", config->id);
 	return add_virtio(m, MACHINE_SLOT_DISK + index, name, blk_device(m->disk[index]));
 }
@@ -183,7 +189,7 @@ static struct error *create_pci(struct machine *m)
 		TRY(error_wrap(create_disk(m, i), "disk %s", m->config->disk[i].id));
 	TRY(lpc_init(&m->lpc, &m->pci));
 	machine_add_unit(m, "lpc", &lpc_unit, &m->lpc);
-	return NULL;
+	return hotplug_create(m);
 }
 
 /* PCI slots of the disks that have a boot index, the lowest first. */
@@ -243,6 +249,7 @@ struct error *machine_create_devices(struct machine *m)
 void machine_destroy_devices(struct machine *m)
 {
 	viewers_free(m->viewers);
+	hotplug_destroy(m);
 	for (unsigned i = 0; i < PCI_SLOTS; i++)
 		virtio_pci_free(m->slot[i]);
 	for (unsigned i = 0; i < MACHINE_DISKS_MAX; i++)

@@ -27,6 +27,7 @@
 #include "vmm/firmware/firmware.h"
 #include "vmm/firmware/lpc.h"
 #include "vmm/machine/config.h"
+#include "vmm/machine/hotplug.h"
 #include "vmm/machine/iothread.h"
 #include "vmm/machine/terminal.h"
 #include "vmm/machine/unit.h"
@@ -106,6 +107,7 @@ struct machine {
 	struct balloon *balloon;
 	struct blk *disk[MACHINE_DISKS_MAX];
 	struct lpc lpc;
+	struct plug plug[PCI_PORTS];
 	struct firmware firmware;
 	struct virtio_pci *slot[PCI_SLOTS]; /* the virtio function in each PCI slot */
 
@@ -131,6 +133,9 @@ struct machine {
 /* Makes the devices, for machine_create(), and frees what was made of them. */
 [[nodiscard]] struct error *machine_create_devices(struct machine *machine);
 void machine_destroy_devices(struct machine *machine);
+
+/* Makes a disk's device, not yet its PCI function; takes its descriptor. */
+[[nodiscard]] struct error *machine_make_disk(struct machine *machine, struct disk_config *config, struct blk **disk);
 
 /* A part of the machine with state; @name is copied. */
 void machine_add_unit(struct machine *machine, const char *name, const struct unit_ops *ops, void *self);

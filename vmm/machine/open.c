@@ -196,6 +196,9 @@ struct error *config_open(struct vm_config *config)
 	for (unsigned i = 0; i < config->disks; i++)
 		TRY(open_disk(&config->disk[i]));
 	TRY(config_open_nets(config));
+	for (unsigned i = 0; i < PCI_PORTS; i++)
+		if (config->plugged[i].file.name)
+			TRY(open_disk(&config->plugged[i]));
 	TRY(open_kvm(config));
 	TRY(open_serial(config));
 	for (unsigned i = 0; i < config->consoles; i++)
@@ -221,5 +224,8 @@ void config_release(struct vm_config *config)
 	for (unsigned i = 0; i < config->disks; i++)
 		close_fd(&config->disk[i].blk.fd);
 	config_release_nets(config);
+	for (unsigned i = 0; i < PCI_PORTS; i++)
+		if (config->plugged[i].file.name)
+			close_fd(&config->plugged[i].blk.fd);
 	json_decref(config->json);
 }

@@ -68,6 +68,8 @@ static const struct option disk_fields[] = {
 		 "is full, else report)"},
 	{"bootindex", OPTION_NUMBER, offsetof(struct disk_config, boot_index), .max = BOOT_INDEX_MAX,
 	 .help = "firmware tries the disks that have one first, the lowest before the others"},
+	{"port", OPTION_NUMBER, offsetof(struct disk_config, port), .min = 1, .max = PCI_PORTS,
+	 .help = "the hot-plug port that it is in (default: a slot of its own)"},
 	{NULL},
 };
 
@@ -96,7 +98,11 @@ static struct error *check_disk(const char *what, const void *object, const void
 					  "give each an id=NAME of its own");
 		if (disk->boot_index != BOOT_INDEX_NONE && config->disk[i].boot_index == disk->boot_index)
 			return error_new(EEXIST, "%s: two disks have the bootindex %u", what, disk->boot_index);
+		if (disk->port && config->disk[i].port == disk->port)
+			return error_new(EEXIST, "%s: two disks are in port %u", what, disk->port);
 	}
+	if (disk->port && disk->boot_index != BOOT_INDEX_NONE)
+		return error_new(EINVAL, "%s: a disk in a port has no bootindex", what);
 	return NULL;
 }
 
@@ -185,6 +191,37 @@ static struct error *check_vsock(const char *what, const void *object, const voi
 
 static const struct option_group vsock_group = {
 	.fields = vsock_fields, .bytes = sizeof(struct vsock_options), .check = check_vsock};
+
+/* --- disks in ports --- */
+
+struct error *config_disk(const json_t *json, const struct vm_config *config, struct disk_config *disk)
+{
+	begin_disk(config, disk, 0);
+	disk->id[0] = '\0';
+	TRY(option_json(disk_fields, "disk", json, disk));
+	if (disk->file.name || disk->direct || disk->boot_index != BOOT_INDEX_NONE)
+		return error_hint(error_new(EINVAL, "path, direct and bootindex are not for a disk that is added"),
+				  "open it as it is to be used, and pass its descriptor");
+	if (disk->id[0] == '\0')
+		return error_new(EINVAL, "the disk needs an id");
+	if (disk->blk.queues == 0)
+		disk->blk.queues = MIN(config->cpus, 4u);
+	return NULL;
+}
+
+/* Takes the disks that are in ports out of the others. */
+static void sort_disks(struct vm_config *config)
+{
+	unsigned kept = 0;
+
+	for (unsigned i = 0; i < config->disks; i++) {
+		if (config->disk[i].port)
+			config->plugged[config->disk[i].port - 1] = config->disk[i];
+		else
+			config->disk[kept++] = config->disk[i];
+	}
+	config->disks = kept;
+}
 
 /* --- --balloon --- */
 
@@ -544,5 +581,6 @@ struct error *config_parse(int argc, char **argv, struct vm_config *config)
 	for (unsigned i = 0; i < config->disks; i++)
 		if (config->disk[i].blk.queues == 0)
 			config->disk[i].blk.queues = MIN(config->cpus, 4u);
+	sort_disks(config);
 	return config->help || config->version ? NULL : check(config);
 }

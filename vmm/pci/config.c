@@ -20,7 +20,6 @@
 #define PORT_DATA       0xcfc
 #define ADDRESS_ENABLE  0x80000000u
 #define ADDRESS_BITS    0x80fffffcu /* the others read as zero */
-#define BUS_CONFIG      0x100000u   /* bytes of ECAM a bus takes */
 #define FUNCTION_CONFIG 0x1000u     /* and a function */
 
 static bool touches(unsigned offset, unsigned size, unsigned start, unsigned len)
@@ -55,10 +54,11 @@ static void device_write(struct pci_device *dev, unsigned offset, unsigned size,
 	}
 	bool command = touches(offset, size, PCI_COMMAND, 2);
 	bool bars = touches(offset, size, PCI_BAR0, PCI_BARS * 4);
+	bool windows = dev->bridge && touches(offset, size, PCI_BRIDGE_WINDOWS, PCI_BRIDGE_WINDOWS_BYTES);
 	bool ecam = dev == &dev->bus->host_bridge && touches(offset, size, PCIEXBAR, 8);
 	if (command)
 		pci_command_changed(dev);
-	if (command || bars || ecam)
+	if (command || bars || ecam || windows)
 		pci_update_mappings(dev->bus);
 	bool msix = dev->msix.vectors && touches(offset, size, dev->msix.capability + 2, 2);
 	if (msix)
@@ -67,18 +67,21 @@ static void device_write(struct pci_device *dev, unsigned offset, unsigned size,
 		dev->ops->function_changed(dev->self);
 }
 
-/*
- * The device that an ECAM offset names, and the register's offset in *reg. NULL when nobody is there. Only bus 0 and
- * function 0 are ever populated. The bus's lock is held.
- */
+/* The device that an ECAM offset names, and the register's offset in *reg. NULL when nobody is there. The bus's lock is
+ * held. */
 static struct pci_device *target(const struct pci_bus *bus, uint64_t where, unsigned *reg)
 {
-	unsigned slot = where >> 15 & (PCI_SLOTS - 1), function = where >> 12 & 7;
+	unsigned number = (unsigned)(where >> 20), slot = where >> 15 & (PCI_SLOTS - 1), function = where >> 12 & 7;
+	struct pci_device *dev = NULL;
 
 	*reg = where & (FUNCTION_CONFIG - 1);
-	if (where >= BUS_CONFIG || function != 0 || *reg >= PCI_CONFIG_BYTES)
+	if (*reg >= PCI_CONFIG_BYTES)
 		return NULL;
-	return bus->slot[slot];
+	if (number == 0)
+		return bus->device[slot][function];
+	for (unsigned i = 0; i < PCI_FUNCTIONS && !dev; i++)
+		dev = bus->port[i] ? pci_port_target(bus->port[i], number, slot, function) : NULL;
+	return dev;
 }
 
 static uint64_t config_read(struct pci_bus *bus, uint64_t where, unsigned size)
@@ -269,8 +272,10 @@ void pci_bus_reset_port(struct pci_bus *bus, const struct bus_ops *ops, void *se
 	bus->reset_port_self = self;
 }
 
-static void include_bars(const struct pci_device *dev, struct pci_layout *layout)
+static void include_bars(struct pci_device *dev, void *arg)
 {
+	struct pci_layout *layout = arg;
+
 	for (unsigned i = 0; i < PCI_BARS; i++) {
 		const struct pci_bar *bar = &dev->bar[i];
 		if (!bar->mapped || bar->kind != PCI_BAR_MEM64 || bar->address < 4 * GIB)
@@ -289,9 +294,7 @@ void pci_bus_layout(struct pci_bus *bus, struct pci_layout *layout)
 	pthread_mutex_lock(&bus->lock);
 	if (!ecam_wanted(bus, &layout->ecam_base, &bytes))
 		layout->ecam_base = PCI_ECAM_BASE;
-	for (unsigned i = 0; i < PCI_SLOTS; i++)
-		if (bus->slot[i])
-			include_bars(bus->slot[i], layout);
+	pci_each(bus, include_bars, layout);
 	pthread_mutex_unlock(&bus->lock);
 }
 
@@ -325,6 +328,11 @@ struct error *pci_bus_restored(void *self)
 	return NULL;
 }
 
+static void stop_decoding(struct pci_device *dev, void *)
+{
+	dev->config[PCI_COMMAND] &= (uint8_t)~(PCI_COMMAND_IO | PCI_COMMAND_MEMORY);
+}
+
 /*
  * The devices are reset one by one after this; until then their BARs must not stand where ECAM belongs.
  */
@@ -334,10 +342,7 @@ void pci_bus_reset(void *self)
 
 	pthread_mutex_lock(&bus->lock);
 	bus->address = 0;
-	for (unsigned i = 0; i < PCI_SLOTS; i++) {
-		if (bus->slot[i])
-			bus->slot[i]->config[PCI_COMMAND] &= (uint8_t)~(PCI_COMMAND_IO | PCI_COMMAND_MEMORY);
-	}
+	pci_each(bus, stop_decoding, NULL);
 	pthread_mutex_unlock(&bus->lock);
 	pci_device_reset(&bus->host_bridge);
 }

@@ -12,6 +12,7 @@
 #include "vmm/pci/internal.h"
 
 #include "base/util.h"
+#include "vmm/pci/port.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -127,9 +128,9 @@ static bool is_bar(const struct pci_bar *bar)
 	return bar->kind != PCI_BAR_NONE && bar->kind != PCI_BAR_UPPER;
 }
 
-static struct error *add_locked(struct pci_bus *bus, unsigned slot, struct pci_device *dev)
+static struct error *add_locked(struct pci_bus *bus, unsigned slot, unsigned function, struct pci_device *dev)
 {
-	if (slot >= PCI_SLOTS || bus->slot[slot])
+	if (slot >= PCI_SLOTS || function >= PCI_FUNCTIONS || bus->device[slot][function])
 		return error_new(EBUSY, "%s: PCI slot %u is not free", dev->name, slot);
 	for (unsigned i = 0; i < PCI_BARS; i++) {
 		if (!is_bar(&dev->bar[i]))
@@ -140,16 +141,33 @@ static struct error *add_locked(struct pci_bus *bus, unsigned slot, struct pci_d
 	memcpy(dev->power_on, dev->config, sizeof(dev->power_on));
 	dev->bus = bus;
 	dev->slot = slot;
-	bus->slot[slot] = dev;
+	dev->function = function;
+	bus->device[slot][function] = dev;
 	return NULL;
+}
+
+struct error *pci_add_function(struct pci_bus *bus, unsigned slot, unsigned function, struct pci_device *dev)
+{
+	pthread_mutex_lock(&bus->lock);
+	struct error *err = add_locked(bus, slot, function, dev);
+	pthread_mutex_unlock(&bus->lock);
+	return err;
 }
 
 struct error *pci_add(struct pci_bus *bus, unsigned slot, struct pci_device *dev)
 {
-	pthread_mutex_lock(&bus->lock);
-	struct error *err = add_locked(bus, slot, dev);
-	pthread_mutex_unlock(&bus->lock);
-	return err;
+	return pci_add_function(bus, slot, 0, dev);
+}
+
+void pci_each(struct pci_bus *bus, void (*fn)(struct pci_device *dev, void *arg), void *arg)
+{
+	for (unsigned slot = 0; slot < PCI_SLOTS; slot++)
+		for (unsigned function = 0; function < PCI_FUNCTIONS; function++)
+			if (bus->device[slot][function])
+				fn(bus->device[slot][function], arg);
+	for (unsigned i = 0; i < PCI_FUNCTIONS; i++)
+		if (bus->port[i] && bus->port[i]->card)
+			fn(bus->port[i]->card, arg);
 }
 
 /*
@@ -164,7 +182,7 @@ static bool bar_wanted(const struct pci_device *dev, unsigned i, uint64_t *addre
 	if (!is_bar(bar))
 		return false;
 	*address = bar_register(dev, i);
-	if (*address == 0)
+	if (*address == 0 || (dev->port && !pci_port_passes(dev->port, *address, bar->size)))
 		return false;
 	if (bar->kind == PCI_BAR_IO)
 		return (command & PCI_COMMAND_IO) && *address <= IO_TOP - bar->size;
@@ -208,7 +226,7 @@ void pci_unmap_device(struct pci_device *dev)
 		unmap_bar(dev, i);
 }
 
-static void leave(struct pci_device *dev)
+static void leave(struct pci_device *dev, void *)
 {
 	uint64_t address;
 
@@ -218,7 +236,7 @@ static void leave(struct pci_device *dev)
 	}
 }
 
-static void come(struct pci_device *dev)
+static void come(struct pci_device *dev, void *)
 {
 	uint64_t address;
 
@@ -231,15 +249,21 @@ static void come(struct pci_device *dev)
 void pci_update_mappings(struct pci_bus *bus)
 {
 	pci_ecam_leave(bus);
-	for (unsigned i = 0; i < PCI_SLOTS; i++) {
-		if (bus->slot[i])
-			leave(bus->slot[i]);
-	}
+	pci_each(bus, leave, NULL);
 	(void)pci_ecam_map(bus);
-	for (unsigned i = 0; i < PCI_SLOTS; i++) {
-		if (bus->slot[i])
-			come(bus->slot[i]);
-	}
+	pci_each(bus, come, NULL);
+}
+
+/*
+ * Who holds the line: the slot, where it is a function 0. Four slots share a line, 8 apart, so that other numbers are
+ * free for the functions of the ports' slot, and from 16 for what is behind them.
+ */
+static unsigned intx_source(const struct pci_device *dev)
+{
+	static_assert(PCI_PORTS <= 6);
+	if (dev->port)
+		return 16 + dev->port->pci.function;
+	return dev->function ? dev->function : dev->slot;
 }
 
 void pci_update_intx(struct pci_device *dev)
@@ -247,7 +271,8 @@ void pci_update_intx(struct pci_device *dev)
 	bool high = dev->intx && !dev->intx_disabled && !atomic_load(&dev->msix.enabled);
 
 	if (dev->bus)
-		irq_line(dev->bus->irqs, pci_slot_gsi(dev->slot), dev->slot, high);
+		irq_line(dev->bus->irqs, pci_slot_gsi(dev->port ? dev->port->pci.slot : dev->slot), intx_source(dev),
+			 high);
 }
 
 void pci_intx(struct pci_device *dev, bool high)
@@ -298,7 +323,10 @@ void pci_device_destroy(struct pci_device *dev)
 	if (dev->bus) {
 		pthread_mutex_lock(&dev->bus->lock);
 		pci_unmap_device(dev);
-		dev->bus->slot[dev->slot] = NULL;
+		if (dev->port)
+			dev->port->card = NULL;
+		else
+			dev->bus->device[dev->slot][dev->function] = NULL;
 		pthread_mutex_unlock(&dev->bus->lock);
 		pci_intx(dev, false);
 		dev->bus = NULL;

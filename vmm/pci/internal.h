@@ -31,6 +31,9 @@
 #define PCI_INTERRUPT_LINE   0x3c
 #define PCI_INTERRUPT_PIN    0x3d
 #define PCI_HEADER_BYTES     0x40
+/* Of a bridge, what decides on decoding beyond the place of BARs. */
+#define PCI_BRIDGE_WINDOWS       0x18
+#define PCI_BRIDGE_WINDOWS_BYTES 0x18
 
 /* The host bridge's register for ECAM: Intel 3 Series MCH datasheet, PCIEXBAR (D0:F0, 60h). */
 #define PCIEXBAR 0x60
@@ -79,6 +82,17 @@ void pci_update_intx(struct pci_device *dev);
 bool pci_ecam_map(struct pci_bus *bus);
 /* Takes it off the bus if it is not where PCIEXBAR says. */
 void pci_ecam_leave(struct pci_bus *bus);
+
+/* Calls @fn for every device there is, those behind ports last. */
+void pci_each(struct pci_bus *bus, void (*fn)(struct pci_device *dev, void *arg), void *arg);
+
+/* --- port.c; the bus's lock is held --- */
+
+/* The device behind the port that bus number, slot and function lead to, if any. */
+struct pci_device *pci_port_target(const struct pci_port *port, unsigned bus, unsigned slot, unsigned function);
+
+/* Whether the port passes accesses of these addresses on. */
+bool pci_port_passes(const struct pci_port *port, uint64_t address, uint64_t size);
 
 /* --- msix.c --- */
 

@@ -1,6 +1,6 @@
 /*
- * PCI: one root bus of 32 slots, reached by ports 0xCF8/0xCFC and by ECAM, with BARs that the guest may move, and
- * MSI-X.
+ * PCI: a root bus of 32 slots and what stands behind its hot-plug ports (port.h), reached by ports 0xCF8/0xCFC and by
+ * ECAM, with BARs that the guest may move, and MSI-X.
  *
  * A device is a set of registers in a 256-byte configuration space with a mask of what the guest may write, up to six
  * BARs, and, if it has one, an MSI-X table in one of them. Decoding follows the command register and the BARs: a BAR
@@ -24,6 +24,7 @@
 #include <stdint.h>
 
 #define PCI_SLOTS        32
+#define PCI_FUNCTIONS    8
 #define PCI_CONFIG_BYTES 256
 #define PCI_BARS         6
 #define PCI_MSIX_MAX     2048
@@ -44,6 +45,7 @@
 #define PCI_MMIO64_BYTES (64ull << 30)
 
 struct pci_device;
+struct pci_port;
 struct pci_bus;
 
 struct pci_ops {
@@ -107,7 +109,9 @@ struct pci_msix {
 struct pci_device {
 	char name[32];
 	struct pci_bus *bus;
-	unsigned slot;
+	unsigned slot, function; /* 0, 0 behind a port */
+	struct pci_port *port;   /* that it is behind; NULL: on the root bus */
+	bool bridge;             /* its header is a bridge's */
 	const struct pci_ops *ops;
 	void *self;
 	uint8_t config[PCI_CONFIG_BYTES];
@@ -133,7 +137,8 @@ struct pci_bus {
 	bool ecam_mapped;
 	bool restore_ecam; /* between load and restored: it was mapped when saved */
 	uint64_t next_mmio32, next_mmio64, mmio64_end, next_io;
-	struct pci_device *slot[PCI_SLOTS];
+	struct pci_device *device[PCI_SLOTS][PCI_FUNCTIONS]; /* on the root bus */
+	struct pci_port *port[PCI_FUNCTIONS];
 	struct pci_device host_bridge;
 	const struct bus_ops *reset_port; /* 0xCF9, see pci_bus_reset_port() */
 	void *reset_port_self;
@@ -175,6 +180,9 @@ unsigned pci_device_capability(struct pci_device *dev, uint8_t id, const void *d
 
 /* BARs are given addresses from the windows in the order of these calls: the machine contract fixes that order. */
 [[nodiscard]] struct error *pci_add(struct pci_bus *bus, unsigned slot, struct pci_device *dev);
+/* The same for a function other than 0. */
+[[nodiscard]] struct error *pci_add_function(struct pci_bus *bus, unsigned slot, unsigned function,
+					     struct pci_device *dev);
 
 /* Takes the device off its bus, and frees what it holds. */
 void pci_device_destroy(struct pci_device *dev);

@@ -8,6 +8,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "vmm/pci/port.h"
 
 #include <errno.h>
 #include <linux/kvm.h>
@@ -300,17 +301,18 @@ static struct error *add_capabilities(struct virtio_pci *vp)
 
 /* --- making it --- */
 
-static struct error *add_function(struct virtio_pci *vp, struct pci_bus *bus, unsigned slot)
+static struct error *add_function(struct virtio_pci *vp, struct pci_bus *bus, unsigned slot, struct pci_port *port)
 {
 	struct virtio_device *dev = vp->device;
 
 	TRY(pci_device_bar(&vp->pci, VIRTIO_PCI_BAR, PCI_BAR_MEM64, VIRTIO_BAR_BYTES, &bar_ops, vp));
 	TRY(pci_device_msix(&vp->pci, VIRTIO_PCI_MSIX_BAR, dev->queue_count + 1, bus->irqs));
 	TRY(add_capabilities(vp));
-	return pci_add(bus, slot, &vp->pci);
+	return port ? pci_add_behind(port, &vp->pci) : pci_add(bus, slot, &vp->pci);
 }
 
-struct error *virtio_pci_new(struct virtio_pci **out, struct virtio_device *device, struct pci_bus *bus, unsigned slot)
+static struct error *make(struct virtio_pci **out, struct virtio_device *device, struct pci_bus *bus, unsigned slot,
+			  struct pci_port *port)
 {
 	struct virtio_pci *vp = calloc(1, sizeof(*vp));
 	/* 4.1.2: vendor, device id, revision, and a subsystem id that tells modern from transitional (at least 0x40).
@@ -332,13 +334,23 @@ struct error *virtio_pci_new(struct virtio_pci **out, struct virtio_device *devi
 	pthread_mutex_init(&vp->isr_lock, NULL);
 	atomic_init(&vp->config_vector, VIRTIO_NO_VECTOR);
 	pci_device_init(&vp->pci, device->name, &id, &pci_ops, vp);
-	struct error *err = add_function(vp, bus, slot);
+	struct error *err = add_function(vp, bus, slot, port);
 	if (err) {
 		virtio_pci_free(vp);
 		return error_wrap(err, "make the PCI function of %s", device->name);
 	}
 	*out = vp;
 	return NULL;
+}
+
+struct error *virtio_pci_new(struct virtio_pci **out, struct virtio_device *device, struct pci_bus *bus, unsigned slot)
+{
+	return make(out, device, bus, slot, NULL);
+}
+
+struct error *virtio_pci_new_behind(struct virtio_pci **out, struct virtio_device *device, struct pci_port *port)
+{
+	return make(out, device, port->pci.bus, 0, port);
 }
 
 void virtio_pci_free(struct virtio_pci *vp)

@@ -54,6 +54,9 @@ struct virtio_pci {
 /* Makes the PCI function of @device and puts it into @slot of @bus. @device is borrowed and outlives it. */
 [[nodiscard]] struct error *virtio_pci_new(struct virtio_pci **out, struct virtio_device *device, struct pci_bus *bus,
 					   unsigned slot);
+/* The same behind a hot-plug port. */
+[[nodiscard]] struct error *virtio_pci_new_behind(struct virtio_pci **out, struct virtio_device *device,
+						  struct pci_port *port);
 /* Drains all queues, then takes the function off its bus. NULL is allowed. */
 void virtio_pci_free(struct virtio_pci *vp);
 

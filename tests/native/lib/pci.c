@@ -39,7 +39,8 @@ uint64_t pci_ecam(void)
 
 int pci_find(uint16_t vendor, uint16_t device, unsigned nth)
 {
-	for (unsigned slot = 0; slot < 32; slot++)
+	for (unsigned slot = 0; slot <= PCI_BUSES * 32;
+	     slot += slot < 32 ? 1 : 32) /* buses behind ports have one device */
 		if (pci_read(slot, 0, 4) == ((uint32_t)device << 16 | vendor) && nth-- == 0)
 			return (int)slot;
 	return -1;

@@ -1,9 +1,13 @@
-/* PCI from the guest's side: configuration by ports or ECAM, BARs, capabilities, MSI-X. Slots are those of bus 0. */
+/*
+ * PCI from the guest's side: configuration by ports or ECAM, BARs, capabilities, MSI-X. Slot s of bus b has the number
+ * b * 32 + s.
+ */
 #ifndef GUEST_PCI_H
 #define GUEST_PCI_H
 
 #include "guest.h"
 
+#define PCI_BUSES       4 /* behind ports */
 #define PCI_COMMAND     0x04
 #define PCI_COMMAND_IO  1
 #define PCI_COMMAND_MEM 2

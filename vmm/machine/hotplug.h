@@ -1,0 +1,38 @@
+/*
+ * Devices that come and go while the guest runs: what stands behind the hot-plug ports (vmm/pci/port.h).
+ *
+ * A port is a unit ("port1"), its device a part of that: so the units of a machine are the same whatever is plugged in,
+ * and a restoring process is told by name which port lacks what. Everything here runs on the main thread.
+ */
+#ifndef GLINT_VMM_MACHINE_HOTPLUG_H
+#define GLINT_VMM_MACHINE_HOTPLUG_H
+
+#include "vmm/control/control.h"
+#include "vmm/machine/config.h"
+#include "vmm/machine/unit.h"
+#include "vmm/pci/port.h"
+#include "vmm/virtio/virtio_pci.h"
+
+struct machine;
+
+/* A port and the disk behind it, if any. */
+struct plug {
+	struct machine *machine;
+	struct pci_port port;
+	struct disk_config config;
+	struct blk *disk; /* NULL: the port is empty */
+	struct virtio_pci *vp;
+	struct unit unit; /* the disk's */
+	struct loop_source *patience;
+};
+
+/* Makes the ports, with the disks that the config puts there. */
+[[nodiscard]] struct error *hotplug_create(struct machine *machine);
+void hotplug_destroy(struct machine *machine);
+
+/* The control methods device-add and device-remove, and what status says of the ports. */
+[[nodiscard]] struct error *hotplug_add(void *machine, struct control_call *call, json_t **result);
+[[nodiscard]] struct error *hotplug_remove(void *machine, struct control_call *call, json_t **result);
+json_t *hotplug_status(const struct machine *machine);
+
+#endif
