@@ -36,7 +36,7 @@ def wait_gone(vm: Tiny) -> None:
 @pytest.mark.parametrize("vmm", [VMM, SANITIZED_VMM])
 def test_come_and_go(tiny: Start, disk: Disk, vmm: Path) -> None:
     image = disk()
-    vm = tiny("hotplug rounds=5", vmm=vmm)
+    vm = tiny("hotplug rounds=5", "--hotplug", vmm=vmm)
     for _ in range(4):
         vm.expect("HOTPLUG ready")
         assert add(vm, image) == {"id": "hot", "port": 1}
@@ -53,7 +53,7 @@ def test_come_and_go(tiny: Start, disk: Disk, vmm: Path) -> None:
 def test_moves(tiny: Start, disk: Disk, tmp_path: Path) -> None:
     """A machine with a plugged disk is restored with the same disk in the same port, and that one can go."""
     image, state = disk(), tmp_path / "state"
-    vm = tiny("hotplug rounds=2 port=2")
+    vm = tiny("hotplug rounds=2 port=2", "--hotplug")
     vm.expect("HOTPLUG ready")
     assert add(vm, image, port=2)["port"] == 2
     vm.expect("HOTPLUG works")
@@ -66,10 +66,10 @@ def test_moves(tiny: Start, disk: Disk, tmp_path: Path) -> None:
         (["--disk", f"path={image},id=hot"], "disk:hot"),
         (["--disk", f"path={image},id=hot,port=1"], "port1"),
     ]:
-        wrong = tiny("", *args, restore=state)
+        wrong = tiny("", "--hotplug", *args, restore=state)
         assert wrong.wait() == 1
         assert words in wrong.errors
-    vm = tiny("", "--disk", f"path={image},id=hot,port=2", restore=state)
+    vm = tiny("", "--hotplug", "--disk", f"path={image},id=hot,port=2", restore=state)
     vm.call("device-remove", id="hot")
     wait_gone(vm)
     vm.expect("HOTPLUG ready")
@@ -83,7 +83,7 @@ def test_moves(tiny: Start, disk: Disk, tmp_path: Path) -> None:
 def test_there_from_the_start(tiny: Start, disk: Disk) -> None:
     """Its port is on and the link up; a reset finds it the same; one in the middle of a removal is gone after it."""
     image = disk()
-    vm = tiny("hotplug rounds=1 cold=1 deaf=1", "--disk", f"path={image},id=hot,port=1")
+    vm = tiny("hotplug rounds=1 cold=1 deaf=1", "--hotplug", "--disk", f"path={image},id=hot,port=1")
     vm.expect("HOTPLUG works")
     vm.call("reset")
     vm.expect("HOTPLUG works")
@@ -100,7 +100,7 @@ def test_there_from_the_start(tiny: Start, disk: Disk) -> None:
 
 def test_refusals(tiny: Start, disk: Disk) -> None:
     image, other = disk(), disk(name="other.raw")
-    vm = tiny("idle", "--disk", f"path={other},id=cold")
+    vm = tiny("idle", "--hotplug", "--disk", f"path={other},id=cold")
     vm.expect("IDLE")
     fd = os.open(image, os.O_RDWR)
     assert "kind" in refusal(vm, "device-add", fd, kind="toaster")

@@ -58,6 +58,7 @@ struct vm_config {
 		struct blk_config blk;
 	} disk[MACHINE_DISKS_MAX];
 	unsigned disks;
+	bool hotplug;                          /* there are ports */
 	struct disk_config plugged[PCI_PORTS]; /* those that name a port, taken out of the list above */
 	struct display_config display;         /* width 0: none */
 	struct net_options {

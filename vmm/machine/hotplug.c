@@ -192,7 +192,7 @@ static struct error *create_plug(struct machine *m, unsigned number)
 
 struct error *hotplug_create(struct machine *m)
 {
-	for (unsigned i = 0; i < PCI_PORTS; i++)
+	for (unsigned i = 0; i < PCI_PORTS && m->config->hotplug; i++)
 		TRY(create_plug(m, i));
 	return NULL;
 }
@@ -275,6 +275,9 @@ struct error *hotplug_add(void *self, struct control_call *call, json_t **result
 		return error_hint(error_new(EINVAL, "%u descriptors came along", call->fd_count),
 				  "pass one: the disk, open for reading and writing");
 	json_object_del(call->params, "kind");
+	if (!m->config->hotplug)
+		return error_hint(error_new(ENODEV, "%s has no hot-plug ports", m->config->name),
+				  "start it with --hotplug");
 	TRY(config_disk(call->params, m->config, &disk));
 	TRY(need_running(m));
 	TRY(check_id(m, &disk));

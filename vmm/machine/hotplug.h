@@ -26,7 +26,7 @@ struct plug {
 	struct loop_source *patience;
 };
 
-/* Makes the ports, with the disks that the config puts there. */
+/* Makes the ports, if the machine has any, with the disks that the config puts there. */
 [[nodiscard]] struct error *hotplug_create(struct machine *machine);
 void hotplug_destroy(struct machine *machine);
 

@@ -480,6 +480,7 @@ const struct option config_options[] = {
 	 .help = "an i6300ESB watchdog, and what is done when it expires"},
 	{"on-panic", OPTION_CHOICE, AT(on_panic), .choices = guest_actions,
 	 .help = "what is done when the guest's kernel says that it panicked (default: run)"},
+	{"hotplug", OPTION_FLAG, AT(hotplug), .help = "four PCI Express ports for disks that come and go"},
 	{"serial", OPTION_TEXT, AT(serial), .value = "stdio|none|pty|file=PATH|socket=PATH|fd=N",
 	 .help = "where the first serial port leads (default: stdio; on a terminal, Ctrl-A x ends the machine). A "
 		 "pty's "
@@ -517,6 +518,10 @@ static struct error *check(struct vm_config *config)
 				  "a saved state brings its kernel along");
 	if (config->initrd.name && !config->kernel.name)
 		return error_new(EINVAL, "--initrd without --kernel");
+	for (unsigned i = 0; i < PCI_PORTS; i++)
+		if (config->plugged[i].file.name && !config->hotplug)
+			return error_hint(error_new(EINVAL, "--disk: port=%u: the machine has no ports", i + 1),
+					  "give --hotplug");
 	if (config->vars.name && !config->firmware.name)
 		return error_new(EINVAL, "--vars without --firmware");
 	return NULL;
