@@ -40,6 +40,18 @@ def test_verify(tiny: Start, tmp_path: Path, rng: random.Random, queues: int, th
         path.unlink()
 
 
+def test_stats(tiny: Start, disk: Disk) -> None:
+    """What was done for the guest is counted, over all queues."""
+    vm = tiny("blk-verify,idle queues=4 mib=1", "--disk", f"path={disk()},queues=4,id=here")
+    vm.expect("IDLE")
+    (stats,) = vm.call("stats")["disks"]
+    assert stats["disk"] == "here" and stats["errors"] == 0
+    assert stats["written-bytes"] == 1 << 20 and stats["read-bytes"] >= 1 << 20
+    assert stats["writes"] > 1 and stats["reads"] > 1 and stats["flushes"] >= 1
+    vm.send("x")
+    vm.finish()
+
+
 def test_high_memory(tiny: Start, disk: Disk) -> None:
     """Buffers above 4 GiB."""
     assert "high memory too" in tiny("blk-verify mib=1", "--disk", f"path={disk()}", memory="3G").finish()

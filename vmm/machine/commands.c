@@ -1,5 +1,5 @@
 /*
- * What the control socket offers: one function a method, and the table of them. docs/vmm.md lists parameters and
+ * What the control socket offers: one function a method, and the table of them. docs/control.md lists parameters and
  * results. Runs on the main thread.
  */
 #include "vmm/machine/machine.h"
@@ -49,6 +49,17 @@ static json_t *exits_of(const struct vcpu *vcpu)
 	return exits;
 }
 
+static json_t *disk_stats(const char *id, const struct blk *blk)
+{
+	struct blk_stats s;
+
+	blk_stats(blk, &s);
+	return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "disk", id, "reads", (json_int_t)s.reads,
+			 "read-bytes", (json_int_t)s.read_bytes, "writes", (json_int_t)s.writes, "written-bytes",
+			 (json_int_t)s.written_bytes, "flushes", (json_int_t)s.flushes, "discards",
+			 (json_int_t)s.discards, "errors", (json_int_t)s.errors);
+}
+
 static struct error *get_stats(void *self, struct control_call *call, json_t **result)
 {
 	struct machine *m = self;
@@ -58,7 +69,13 @@ static struct error *get_stats(void *self, struct control_call *call, json_t **r
 	for (unsigned i = 0; i < m->vcpus.count; i++)
 		json_array_append_new(vcpus,
 				      json_pack("{s:i, s:o}", "vcpu", (int)i, "exits", exits_of(&m->vcpus.vcpu[i])));
-	*result = json_pack("{s:o, s:o}", "vcpus", vcpus, "nets", machine_net_stats(m));
+	json_t *disks = json_array();
+	for (unsigned i = 0; i < m->config->disks; i++)
+		json_array_append_new(disks, disk_stats(m->config->disk[i].id, m->disk[i]));
+	for (unsigned i = 0; i < PCI_PORTS; i++)
+		if (m->plug[i].disk)
+			json_array_append_new(disks, disk_stats(m->plug[i].config.id, m->plug[i].disk));
+	*result = json_pack("{s:o, s:o, s:o}", "vcpus", vcpus, "disks", disks, "nets", machine_net_stats(m));
 	return NULL;
 }
 

@@ -247,3 +247,14 @@ struct error *blk_deactivate(struct blk *blk)
 	disk_file_unlock(&blk->file);
 	return NULL;
 }
+
+void blk_stats(const struct blk *blk, struct blk_stats *stats)
+{
+	*stats = (struct blk_stats){0};
+	for (unsigned i = 0; i < blk->device.queue_count; i++) {
+		const uint64_t *from = &blk->queue[i].stats.reads;
+		uint64_t *to = &stats->reads;
+		for (unsigned n = 0; n < sizeof(*stats) / sizeof(*to); n++)
+			to[n] += __atomic_load_n(&from[n], __ATOMIC_RELAXED);
+	}
+}

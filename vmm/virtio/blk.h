@@ -78,4 +78,15 @@ struct virtio_device *blk_device(struct blk *blk);
  */
 [[nodiscard]] struct error *blk_deactivate(struct blk *blk);
 
+/* What was done for the guest since the device was made: requests that it was told the end of. */
+struct blk_stats {
+	uint64_t reads, read_bytes;
+	uint64_t writes, written_bytes;
+	uint64_t flushes;
+	uint64_t discards; /* and zeroed ranges */
+	uint64_t errors;   /* told to the guest; in none of the others */
+};
+/* Any thread. */
+void blk_stats(const struct blk *blk, struct blk_stats *stats);
+
 #endif

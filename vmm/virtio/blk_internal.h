@@ -52,6 +52,8 @@ struct blk_queue {
 	size_t held_count;
 	uint16_t held[BLK_QUEUE_SIZE];
 
+	struct blk_stats stats; /* written by the thread, read by any */
+
 	uint8_t *bounce; /* NULL without direct I/O */
 	uint16_t bounce_user, bounce_first, bounce_last;
 };

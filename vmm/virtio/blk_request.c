@@ -78,6 +78,41 @@ static void put_request(struct blk_request *r)
 
 /* --- ends --- */
 
+/* One writer, so no atomic addition is needed: only that a reader sees whole numbers. */
+static void add(uint64_t *counter, uint64_t n)
+{
+	__atomic_store_n(counter, *counter + n, __ATOMIC_RELAXED);
+}
+
+static void count(const struct blk_request *r, uint8_t status)
+{
+	struct blk_stats *stats = &r->queue->stats;
+
+	if (status != VIRTIO_BLK_S_OK) {
+		add(&stats->errors, 1);
+		return;
+	}
+	switch (r->type) {
+	case VIRTIO_BLK_T_IN:
+		add(&stats->reads, 1);
+		add(&stats->read_bytes, r->done);
+		break;
+	case VIRTIO_BLK_T_OUT:
+		add(&stats->writes, 1);
+		add(&stats->written_bytes, r->done);
+		break;
+	case VIRTIO_BLK_T_FLUSH:
+		add(&stats->flushes, 1);
+		break;
+	case VIRTIO_BLK_T_DISCARD:
+	case VIRTIO_BLK_T_WRITE_ZEROES:
+		add(&stats->discards, 1);
+		break;
+	default:
+		break;
+	}
+}
+
 /* used.len counts what was written from the start of the writable part on (2.7.8.2): the status byte is at its end. */
 static void finish(struct blk_request *r, uint8_t status)
 {
@@ -85,6 +120,7 @@ static void finish(struct blk_request *r, uint8_t status)
 	uint32_t written = r->type == VIRTIO_BLK_T_IN || r->type == VIRTIO_BLK_T_GET_ID ? r->done : 0;
 
 	*r->status = status;
+	count(r, status);
 	virtqueue_push(&r->queue->queue->ring, r->head, written == data ? data + 1 : written);
 	put_request(r);
 }
