@@ -160,7 +160,8 @@ def read_pytest(report: Path) -> tuple[dict[str, float], set[str]]:
     seconds: dict[str, float] = {}
     failed = set()
     for case in xml.etree.ElementTree.parse(report).iter("testcase"):
-        part = case.get("classname", "").split(".")[1]  # tests.PART.FILE
+        words = case.get("classname", "").split(".")  # tests.PART.FILE; a file that cannot be read has none
+        part = words[1] if len(words) > 1 else "pytest"
         seconds[part] = seconds.get(part, 0) + float(case.get("time", 0))
         if case.find("failure") is not None or case.find("error") is not None:
             failed.add(part)
