@@ -46,7 +46,7 @@ def in_parallel(work: Callable[[Path], bool], things: Iterable[Path]) -> bool:
 
 def sources() -> list[Path]:
     return sorted(
-        path for top in ("lib", "vmm", "node", "cli", "tests", "image") for path in (CLONE / top).rglob("*.[ch]")
+        path for top in ("lib", "vmm", "screen", "node", "cli", "tests", "image") for path in (CLONE / top).rglob("*.[ch]")
     )
 
 

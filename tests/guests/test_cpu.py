@@ -33,6 +33,12 @@ def check_flags(guest: Guest, model: str) -> None:
     assert f"Glint {model} virtual processor" in guest.sh("grep -m1 'model name' /proc/cpuinfo")
 
 
+def kvm_offers(native: Host) -> str:
+    """What a host's KVM is told to lack when it is asked for v2; nothing where it lacks nothing."""
+    result = native.run([str(VMM), "--kernel", "/dev/null", "--cpu-model", "x86-64-v2"], check=False, timeout=60)
+    return "" if "lacks" in result.text + result.stderr.decode() else "ssse3"
+
+
 def restored(host: Host, guest: Guest, state: str, args: list[str]) -> Guest:
     guest.call("save", state)
     guest.call("quit")
@@ -58,18 +64,19 @@ def test_topology_nodes_and_model(host: Host, native: Host) -> None:
         node = "/sys/devices/system/node/node"
         assert guest.sh(f"cat {node}[0-9]/cpulist {node}[0-9]/distance").split("\n") == ["0-3", "4-7", "10 20", "20 10"]
         sizes = [int(n) for n in re.findall(r"MemTotal: +(\d+) kB", guest.sh(f"cat {node}[0-9]/meminfo"))]
-        assert sizes[0] < 160 * 1024 and 60 * 1024 < sizes[1] <= 96 * 1024
+        assert sizes[0] < 160 * 1024 and 48 * 1024 < sizes[1] <= 96 * 1024
         assert guest.sh("dmesg | grep -iE 'firmware bug|mismatch|WARNING|apic id' || true") == ""
-        guest = restored(host, guest, state, [args[i] for i in range(len(args)) if "cpu-model" not in args[i - 1 : i + 1]])
+        again = [*args[: args.index("--cpu-model")], *args[args.index("--cpu-model") + 2 :]]  # the state brings its own
+        guest = restored(host, guest, state, again)
         for cpu_ in (0, 5, 7):
             assert guest.sh(f"taskset {1 << cpu_:x} grep -c . /proc/cpuinfo").isdigit()
         assert guest.sh("dmesg | grep -iE 'lockup|stall' || true") == ""
         # A host whose KVM lacks what the model has: this machine's own where it is a lesser one.
-        if native is not host and native.run(["test", "-e", state], check=False).rc == 0:
-            result = native.run([str(VMM), "--restore", state, *args[2:]], check=False, timeout=60)
+        if "ssse3" not in kvm_offers(native):
+            result = native.run([str(VMM), "--restore", state, *again], check=False, timeout=60)
             text = result.text + result.stderr.decode()
-            if "lacks" in text:
-                assert "CPU model x86-64-v2 needs what this machine's processor or its KVM lacks: sse3, ssse3" in text
+            assert result.rc == 1
+            assert "CPU model x86-64-v2 needs what this machine's processor or its KVM lacks: sse3, ssse3" in text, text
         guest.send("poweroff -f")
         assert guest.wait() == 0
     finally:

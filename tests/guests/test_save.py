@@ -80,7 +80,7 @@ def test_a_state_fits_its_machine_only(host: Host) -> None:
 
         assert "2 vCPUs" in refusal("--cpus", "2", "--disk", f"path={disk}") or "vCPUs" in refusal("--cpus", "2")
         assert "memory" in refusal(*args, "--memory", "512M")
-        assert "disks" in refusal("--cpus", "1")
+        assert "the saved machine has 'disk:disk0'" in refusal("--cpus", "1")
         host.run(["sh", "-c", f"head -c 100000 {state} >{state}.cut; cp {state} {state}.bad"])
         host.run(["sh", "-c", f"printf X | dd of={state}.bad bs=1 seek=200000 conv=notrunc status=none"])
         assert "ends" in refusal(*args, restore=state + ".cut")
