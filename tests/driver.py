@@ -65,35 +65,47 @@ def check_format() -> bool:
     return not words
 
 
-def compiled_by() -> dict[Path, Path]:
-    """Each C file that is compiled but the tests', with the build folder whose command clang-tidy takes for it.
+def headers_of(folder: Path) -> dict[str, list[Path]]:
+    """The headers of ours that each object was compiled with, as ninja noted them."""
+    headers: dict[str, list[Path]] = {}
+    text = subprocess.run(["ninja", "-C", folder, "-t", "deps"], capture_output=True, text=True, check=True).stdout
+    for block in text.split("\n\n"):
+        target, _, rest = block.strip().partition(": ")
+        paths = [(folder / line.strip()).resolve() for line in rest.splitlines()[1:]]
+        headers[target] = sorted(path for path in paths if path.suffix == ".h" and CLONE in path.parents)
+    return headers
+
+
+def compiled() -> dict[Path, tuple[Path, list[Path]]]:
+    """Each C file that is compiled but the tests', with the build folder whose command clang-tidy takes for it, and
+    its headers.
 
     Tests are left out: the analyzer does not know that cmocka's assertions do not return."""
-    folders: dict[Path, Path] = {}
+    files: dict[Path, tuple[Path, list[Path]]] = {}
     for folder in (BUILD / "sanitize", BUILD / "release"):
+        headers = headers_of(folder)
         for entry in json.loads((folder / "compile_commands.json").read_text()):
             file = (folder / entry["file"]).resolve()
             is_test = file.stem.endswith("_test") or CLONE / "tests" in file.parents
             if file.suffix == ".c" and BUILD not in file.parents and not is_test:
-                folders[file] = folder
-    return folders
+                files[file] = folder, headers.get(entry["output"], [])
+    return files
 
 
 def check_tidy() -> bool:
-    """clang-tidy takes seconds a file: what was clean is not looked at again until it or any header changes."""
-    folders = compiled_by()
+    """clang-tidy takes seconds a file: what was clean is not looked at again until it or a header of its changes."""
+    files = compiled()
     clean = CACHE / "tidy"
     clean.mkdir(parents=True, exist_ok=True)
-    common = hashlib.sha256((CLONE / ".clang-tidy").read_bytes())
-    for header in sources():
-        if header.suffix == ".h":
-            common.update(header.read_bytes())
+    rules = (CLONE / ".clang-tidy").read_bytes()
 
     def check(file: Path) -> bool:
-        seen = common.copy()
-        seen.update(bytes(file.relative_to(CLONE)) + file.read_bytes())
+        folder, headers = files[file]
+        seen = hashlib.sha256(rules)
+        for path in (file, *headers):
+            seen.update(bytes(path.relative_to(CLONE)) + path.read_bytes())
         mark = clean / seen.hexdigest()
-        command = ["clang-tidy-19", "--quiet", "--extra-arg=-Wno-unknown-warning-option", "-p", folders[file], file]
+        command = ["clang-tidy-19", "--quiet", "--extra-arg=-Wno-unknown-warning-option", "-p", folder, file]
         if not mark.exists():
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode:
@@ -102,7 +114,7 @@ def check_tidy() -> bool:
             mark.touch()
         return True
 
-    return in_parallel(check, sorted(folders))
+    return in_parallel(check, sorted(files))
 
 
 def run_unit() -> bool:
@@ -211,7 +223,7 @@ class Tests:
         report = BUILD / "pytest.xml"
         report.unlink(missing_ok=True)
         command = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", f"--rootdir={CLONE}", "-ra"]
-        command += ["--tb=short", "-o", "faulthandler_timeout=900", f"--junitxml={report}", *paths]
+        command += ["--tb=short", "--durations=15", "-o", "faulthandler_timeout=900", f"--junitxml={report}", *paths]
         rc = subprocess.run(command, cwd=CLONE, env=os.environ | env).returncode
         seconds, failed = read_pytest(report) if report.exists() else ({}, set())
         self.seconds |= seconds
