@@ -6,7 +6,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/util.h"
-#include "vmm/virtio/disk_file.h"
+#include "disk/file.h"
 
 #include <errno.h>
 #include <fcntl.h>

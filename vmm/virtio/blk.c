@@ -150,6 +150,7 @@ static struct error *make(struct blk *blk, const struct memory *memory)
 	const struct blk_config *config = &blk->config;
 
 	TRY(disk_file_probe(&blk->file, config->name, config->fd, config->readonly));
+	TRY(disk_file_size(&blk->file, config->name));
 	TRY(virtio_init(&blk->device, &ops, config->name, memory, features(config), config->queues, BLK_QUEUE_SIZE,
 			config->threads, config->thread_count));
 	blk->queue = calloc(config->queues, sizeof(*blk->queue));

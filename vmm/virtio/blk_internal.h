@@ -5,7 +5,7 @@
 #define GLINT_VMM_VIRTIO_BLK_INTERNAL_H
 
 #include "vmm/virtio/blk.h"
-#include "vmm/virtio/disk_file.h"
+#include "disk/file.h"
 #include "vmm/virtio/iov.h"
 
 #include <stdatomic.h>

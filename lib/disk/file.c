@@ -1,7 +1,7 @@
 /*
  * Files under disks; see disk_file.h. Touches the one descriptor it is given; reads and writes no data.
  */
-#include "vmm/virtio/disk_file.h"
+#include "disk/file.h"
 
 #include "base/util.h"
 
@@ -74,10 +74,10 @@ struct error *disk_file_probe(struct disk_file *file, const char *name, int fd, 
 	TRY(check_access(name, fd, readonly, &direct));
 	if (direct)
 		TRY(probe_direct(file, name));
-	return disk_file_size(file, name);
+	return disk_file_bytes(file, name);
 }
 
-struct error *disk_file_size(struct disk_file *file, const char *name)
+struct error *disk_file_bytes(struct disk_file *file, const char *name)
 {
 	struct stat st;
 
@@ -89,6 +89,12 @@ struct error *disk_file_size(struct disk_file *file, const char *name)
 		return error_new(EINVAL, "%s: it is neither a regular file nor a block device", name);
 	else if (ioctl(file->fd, BLKGETSIZE64, &file->size) < 0)
 		return error_new(errno, "%s: get the size of the block device", name);
+	return NULL;
+}
+
+struct error *disk_file_size(struct disk_file *file, const char *name)
+{
+	TRY(disk_file_bytes(file, name));
 	if (file->size == 0 || file->size % file->block_size)
 		return error_hint(error_new(EINVAL, "%s: its size, %llu bytes, is not a number of %u-byte blocks", name,
 					    (unsigned long long)file->size, file->block_size),

@@ -1,0 +1,141 @@
+/*
+ * Inside lib/disk: what the engine (disk.c, request.c) and the formats share.
+ *
+ * A format maps ranges of an image to its file (map), without locks. Where a request needs more than operations on such
+ * a range - a block to be allocated, a page of the map to be read - the format takes the request over: it sets
+ * r->task.step to a procedure of its own, and hands the request back by request_again() or request_end().
+ */
+#ifndef GLINT_DISK_INTERNAL_H
+#define GLINT_DISK_INTERNAL_H
+
+#include "disk/disk.h"
+#include "disk/file.h"
+
+#include <stdatomic.h>
+#include <stddef.h>
+
+#define RETRIES_MAX 16 /* EAGAIN and EINTR of one operation: a file system that insists is failing */
+
+enum extent_kind {
+	EXTENT_FILE,   /* at @offset of the image's file; may be overwritten there */
+	EXTENT_ZERO,   /* reads as zeroes */
+	EXTENT_PARENT, /* is the parent's */
+	EXTENT_SLOW,   /* the format must take the request over (format->slow) */
+};
+
+struct extent {
+	enum extent_kind kind;
+	uint64_t offset;
+	uint64_t len; /* bytes of it; set by the caller to the most it wants */
+};
+
+struct image {
+	struct disk *disk;
+	const struct disk_format *format;
+	unsigned level;
+	char *name; /* the disk's, or the locator it was found by */
+	struct disk_file file;
+	bool readonly;
+	/* Set by format->open(). */
+	uint64_t size;
+	uint32_t sector, physical, block;
+	const char *subformat;
+	uint8_t id[16], data_id[16];
+	/* The parent that open() found named; zero when there is none. */
+	bool has_parent;
+	uint8_t parent_id[16]; /* what its data_id must be */
+	void *state;           /* the format's; freed by format->close() */
+};
+
+struct disk {
+	char *name;
+	bool readonly, active;
+	struct opener *opener;
+	struct disk_io *io; /* for what is done at once */
+	unsigned depth;
+	struct image *image[DISK_CHAIN_MAX];
+	_Atomic(struct disk_tracker *) tracker;
+};
+
+struct disk_format {
+	const char *name;
+	/* True when the first @len bytes of a file (up to 4096), or its last 512 (@tail, NULL when it is shorter), are
+	 * this format's. NULL: never found by looking. */
+	bool (*probe)(const uint8_t *head, size_t len, const uint8_t *tail);
+	/* Reads what the image is; again too, when it was read before. Changes nothing. */
+	struct error *(*open)(struct image *image);
+	/* The image is locked and was opened anew: makes it ready for requests. NULL: nothing to do. */
+	struct error *(*activate)(struct image *image);
+	struct error *(*deactivate)(struct image *image);
+	/* Frees @image->state, of an active image too. NULL: there is none. */
+	void (*close)(struct image *image);
+	/*
+	 * Tries locators of the parent, in their order: @try answers whether it was the one (NULL) or why not. The
+	 * last error is returned. NULL: the format has no parents.
+	 */
+	struct error *(*parent)(struct image *image, struct error *(*try)(void *arg, const char *locator), void *arg);
+
+	/* Where [offset, offset + e->len) of the image is, for a request of @type. Any thread, no lock. */
+	void (*map)(struct image *image, enum disk_request_type type, uint64_t offset, struct extent *e);
+	/* Takes over a request for the EXTENT_SLOW that map() gave; as a step returns. NULL: map() never gives one. */
+	bool (*slow)(struct image *image, struct disk_request *r, const struct extent *e);
+	/* Takes over a flush. NULL: fdatasync does it. */
+	bool (*flush)(struct image *image, struct disk_request *r);
+
+	struct error *(*create)(int fd, const struct disk_create *create);
+	struct error *(*resize)(struct image *image, uint64_t size);
+};
+
+extern const struct disk_format disk_raw;
+
+/* "format": the one of that name, or NULL. */
+const struct disk_format *disk_format_named(const char *name);
+
+/* --- tasks (task.c) --- */
+
+/* Runs @task on the thread it belongs to: its step gets @res. */
+void task_run(struct disk_task *task, int res);
+/* For op.done of a task. */
+void task_done(struct disk_op *op, int res);
+/* Before @task is put where another can find and resume it: after that the step must return false at once. */
+static inline void task_park(struct disk_task *task)
+{
+	task->running = false;
+}
+
+static inline struct disk_request *request_of(struct disk_task *task)
+{
+	return (struct disk_request *)((char *)task - offsetof(struct disk_request, task));
+}
+
+/* --- requests (request.c) --- */
+
+/* Gives a request that was taken over back: it looks for the rest of its range anew. To be returned by a step. */
+bool request_again(struct disk_request *r);
+/* Ends it. To be returned by a step. */
+bool request_end(struct disk_request *r, int res);
+/* Resumes a parked request on its own thread: its step gets 0. */
+void request_resume(struct disk_request *r);
+/* Starts the transfer of the request's next @len bytes from or to @offset of the file of @level; of zeroes when it is
+ * plain or has no buffers. Its step must hand the result to request_transferred(). */
+void request_transfer(struct disk_request *r, unsigned level, uint64_t offset, uint64_t len);
+
+enum transferred {
+	TRANSFERRED,     /* all of it */
+	TRANSFERRING,    /* the rest was started: return true from the step */
+	TRANSFER_FAILED, /* *res says why */
+};
+enum transferred request_transferred(struct disk_request *r, int *res);
+
+/* --- at once (blocking.c): by disk->io or create->io --- */
+
+/* Exactly @len bytes. The errors name @what: "the header", and the offset. */
+[[nodiscard]] struct error *io_read(struct disk_io *io, int fd, void *buf, size_t len, uint64_t offset,
+				    const char *what);
+[[nodiscard]] struct error *io_write(struct disk_io *io, int fd, const void *buf, size_t len, uint64_t offset,
+				     const char *what);
+[[nodiscard]] struct error *io_sync(struct disk_io *io, int fd, const char *what);
+/* Makes a file at least @size bytes long, by zeroes at its end. */
+[[nodiscard]] struct error *io_extend(struct disk_io *io, int fd, uint64_t size, const char *what);
+
+#endif
