@@ -151,7 +151,7 @@ static struct error *open_parents(struct disk *disk)
 {
 	for (;;) {
 		struct image *last = disk->image[disk->depth - 1];
-		if (!last->has_parent)
+		if (!last || !last->has_parent)
 			return NULL;
 		if (!disk->opener)
 			return error_new(ENOTSUP, "%s: it has a parent, and parents are not allowed here", last->name);
