@@ -302,14 +302,14 @@ static void config_read(struct virtio_device *dev, uint8_t *config)
 	memcpy(config, &c, sizeof(c));
 }
 
-static bool config_write(struct virtio_device *dev, const uint8_t *config, size_t offset, size_t len)
+static void config_write(struct virtio_device *dev, const uint8_t *config, size_t offset, size_t len)
 {
 	struct balloon *b = balloon_of(dev);
 	struct virtio_balloon_config c;
 
 	memcpy(&c, config, sizeof(c));
-	bool changed = atomic_exchange(&b->actual, c.actual) != c.actual;
-	return (atomic_exchange(&b->poison, c.poison_val) != c.poison_val) || changed;
+	atomic_store(&b->actual, c.actual);
+	atomic_store(&b->poison, c.poison_val);
 }
 
 /* What the host wishes stays; the guest begins with an empty balloon. */

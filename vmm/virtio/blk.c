@@ -47,15 +47,14 @@ static void config_read(struct virtio_device *dev, uint8_t *config)
 }
 
 /* The cache mode is the one thing a driver may write (5.2.5.1). */
-static bool config_write(struct virtio_device *dev, const uint8_t *config, size_t offset, size_t len)
+static void config_write(struct virtio_device *dev, const uint8_t *config, size_t offset, size_t len)
 {
 	struct blk *blk = blk_of(dev);
 	size_t wce = offsetof(struct virtio_blk_config, wce);
 
 	if (offset > wce || offset + len <= wce || !virtio_has(dev, VIRTIO_BLK_F_CONFIG_WCE))
-		return false;
-	bool writeback = config[wce] & 1;
-	return atomic_exchange(&blk->writeback, writeback) != writeback;
+		return;
+	atomic_store(&blk->writeback, config[wce] & 1);
 }
 
 static void reset(struct virtio_device *dev)

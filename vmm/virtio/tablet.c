@@ -110,14 +110,13 @@ static void config_read(struct virtio_device *dev, uint8_t *config)
 	memcpy(config, &c, sizeof(c));
 }
 
-static bool config_write(struct virtio_device *dev, const uint8_t *config, size_t offset, size_t len)
+static void config_write(struct virtio_device *dev, const uint8_t *config, size_t offset, size_t len)
 {
 	struct tablet *t = tablet_of(dev);
 
 	(void)offset, (void)len;
 	t->select = config[offsetof(struct virtio_input_config, select)];
 	t->subsel = config[offsetof(struct virtio_input_config, subsel)];
-	return false; /* the driver did it: nothing changed under its hands */
 }
 
 /* --- events --- */

@@ -37,11 +37,10 @@ struct virtio_ops {
 	uint32_t class_code; /* of its PCI function */
 	size_t config_size;  /* bytes of its configuration */
 
-	/* The whole configuration, as it is now. */
+	/* The whole configuration, as it is now. What other threads change of it is atomic, field by field. */
 	void (*config_read)(struct virtio_device *dev, uint8_t *config);
-	/* The guest wrote bytes [offset, offset + len) of it, merged into @config. Returns whether anything changed.
-	 * NULL: read only. */
-	bool (*config_write)(struct virtio_device *dev, const uint8_t *config, size_t offset, size_t len);
+	/* The guest wrote bytes [offset, offset + len) of it, merged into @config. NULL: read only. */
+	void (*config_write)(struct virtio_device *dev, const uint8_t *config, size_t offset, size_t len);
 
 	/* The queue goes, for the first time or again after drain(): tries what was held anew, and looks for chains. */
 	void (*start)(struct virtio_queue *queue);

@@ -321,6 +321,8 @@ uint64_t virtio_pci_common_read(struct virtio_pci *vp, uint64_t offset, unsigned
 	uint64_t value = 0;
 	unsigned at, in;
 
+	if (offset <= VIRTIO_PCI_COMMON_CFGGENERATION && VIRTIO_PCI_COMMON_CFGGENERATION < offset + size)
+		virtio_pci_look(vp);
 	for (size_t i = 0; i < ARRAY_SIZE(common_fields); i++) {
 		const struct field *field = &common_fields[i];
 		unsigned n = overlap(field, offset, size, &at, &in);

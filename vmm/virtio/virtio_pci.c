@@ -22,9 +22,6 @@
 #define ISR_QUEUE  1u
 #define ISR_CONFIG 2u
 
-/* Configuration of the largest device, with room. */
-#define CONFIG_MAX 256
-
 /* --- interrupts --- */
 
 static void raise_isr(struct virtio_pci *vp, uint8_t bit)
@@ -73,35 +70,46 @@ void virtio_pci_needs_reset(struct virtio_pci *vp, const struct virtio_queue *qu
 
 void virtio_pci_config_changed(struct virtio_pci *vp)
 {
-	vp->generation++;
 	if (virtio_pci_status(vp) & VIRTIO_CONFIG_S_DRIVER_OK)
 		interrupt(vp, atomic_load_explicit(&vp->config_vector, memory_order_relaxed), ISR_CONFIG);
 }
 
+void virtio_pci_look(struct virtio_pci *vp)
+{
+	uint8_t now[VIRTIO_CONFIG_MAX] = {0};
+
+	if (!vp->device->ops->config_size)
+		return;
+	vp->device->ops->config_read(vp->device, now);
+	if (memcmp(now, vp->config, sizeof(now)) == 0)
+		return;
+	memcpy(vp->config, now, sizeof(now));
+	vp->generation++;
+}
+
 static uint64_t config_read(struct virtio_pci *vp, uint64_t offset, unsigned size)
 {
-	uint8_t config[CONFIG_MAX] = {0};
 	uint64_t value = 0;
 
 	if (offset >= vp->device->ops->config_size)
 		return 0;
-	vp->device->ops->config_read(vp->device, config);
-	memcpy(&value, config + offset, MIN((uint64_t)size, CONFIG_MAX - offset));
+	virtio_pci_look(vp);
+	memcpy(&value, vp->config + offset, MIN((uint64_t)size, VIRTIO_CONFIG_MAX - offset));
 	return value;
 }
 
 static void config_write(struct virtio_pci *vp, uint64_t offset, uint64_t value, unsigned size)
 {
 	const struct virtio_ops *ops = vp->device->ops;
-	uint8_t config[CONFIG_MAX] = {0};
+	uint8_t config[VIRTIO_CONFIG_MAX];
 
 	if (!ops->config_write || offset >= ops->config_size)
 		return;
 	size_t len = MIN((size_t)size, ops->config_size - offset);
-	ops->config_read(vp->device, config);
+	virtio_pci_look(vp);
+	memcpy(config, vp->config, sizeof(config));
 	memcpy(config + offset, &value, len);
-	if (ops->config_write(vp->device, config, offset, len))
-		vp->generation++;
+	ops->config_write(vp->device, config, offset, len);
 }
 
 /* --- BAR 0 --- */
@@ -400,7 +408,6 @@ static void state(void *self, struct saved *s)
 	struct virtio_device *dev = vp->device;
 	uint8_t status = (uint8_t)virtio_pci_status(vp);
 	uint16_t config_vector = atomic_load_explicit(&vp->config_vector, memory_order_relaxed);
-	uint8_t generation = vp->generation;
 
 	saved_require(s);
 	saved_subsection(s, "pci", true, (saved_body_fn *)pci_device_state, &vp->pci);
@@ -411,11 +418,10 @@ static void state(void *self, struct saved *s)
 	saved_require(s);
 	saved_u64(s, "driver-features", &vp->driver_features);
 	saved_u16(s, "queue-select", &vp->queue_select);
-	saved_u8(s, "generation", &generation);
+	saved_u8(s, "generation", &vp->generation);
 	saved_u8(s, "isr", &vp->isr);
 	saved_u16(s, "config-vector", &config_vector);
 	if (saved_loading(s)) {
-		vp->generation = generation;
 		atomic_store_explicit(&vp->status, status, memory_order_release);
 		atomic_store_explicit(&vp->config_vector, virtio_pci_valid_vector(vp, config_vector),
 				      memory_order_relaxed);
@@ -437,6 +443,8 @@ static struct error *restored(void *self)
 	struct virtio_device *dev = vp->device;
 
 	vp->paused = true;
+	/* The configuration may be another here than the one that the driver was shown. */
+	vp->generation++;
 	for (unsigned i = 0; i < dev->queue_count; i++) {
 		struct virtqueue *ring = &dev->queue[i].ring;
 		ring->event_idx = virtio_has(dev, VIRTIO_RING_F_EVENT_IDX);

@@ -29,6 +29,8 @@
 
 #define VIRTIO_BAR_NOTIFY_STEP 4u
 
+#define VIRTIO_CONFIG_MAX 256 /* bytes of the largest device's configuration, with room */
+
 struct virtio_pci {
 	struct pci_device pci;
 	struct virtio_device *device;
@@ -38,8 +40,9 @@ struct virtio_pci {
 	uint32_t device_feature_select, driver_feature_select;
 	uint64_t driver_features;
 	uint16_t queue_select;
-	_Atomic uint8_t generation;
 	bool paused;
+	uint8_t generation;                /* of `config` (4.1.4.3.1) */
+	uint8_t config[VIRTIO_CONFIG_MAX]; /* the device's, as the driver was last shown it */
 	_Atomic uint16_t config_vector;
 	atomic_uint status;
 

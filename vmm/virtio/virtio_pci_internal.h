@@ -33,6 +33,13 @@ void virtio_pci_start_queues(struct virtio_pci *vp);
 /* As status 0 does (2.1.2): afterwards no queue touches guest memory. */
 void virtio_pci_reset_device(struct virtio_pci *vp);
 
+/*
+ * Looks at the device's configuration as it is now, into vp->config. The generation moves here and nowhere else: when
+ * the driver is about to be shown another one than last time. So a driver that read parts of two sees it move,
+ * whichever thread changed the configuration and whenever it tells; no I/O thread needs the lock for it.
+ */
+void virtio_pci_look(struct virtio_pci *vp);
+
 uint64_t virtio_pci_common_read(struct virtio_pci *vp, uint64_t offset, unsigned size);
 void virtio_pci_common_write(struct virtio_pci *vp, uint64_t offset, uint64_t value, unsigned size);
 
