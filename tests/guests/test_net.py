@@ -25,7 +25,7 @@ def network(host: Host) -> Iterator[Host]:
 
 def test_device_on_vhost(network: Host) -> None:
     """The unit tests of the device, where there is a vhost-net."""
-    result = network.run([CLONE / "build/release/vmm/net_test"], timeout=120, check=False)
+    result = network.run([CLONE / "build/release/vmm/net_tap_test"], timeout=120, check=False)
     text = (result.stdout + result.stderr).decode()
     assert result.rc == 0 and "SKIPPED" not in text, text
 

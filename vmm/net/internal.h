@@ -127,6 +127,8 @@ void net_watch(struct net_pair *pair, bool on);
 /* --- queue.c: on the pair's thread --- */
 
 void net_receive(struct net_pair *pair);
+/* The frame that waits for the guest's buffers; @self: a struct net_pair. For the device's state. */
+void net_held_state(void *self, struct saved *s);
 void net_transmit(struct net_pair *pair);
 
 /* --- ctrl.c --- */

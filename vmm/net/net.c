@@ -340,6 +340,21 @@ static void reset(struct virtio_device *dev)
 	net->receive_mode = 0;
 }
 
+static bool any_held(const struct net *net)
+{
+	for (unsigned i = 0; i < net->pair_count; i++)
+		if (net->pair[i].held)
+			return true;
+	return false;
+}
+
+static void held_state(void *self, struct saved *s)
+{
+	struct net *net = self;
+
+	saved_array(s, "pairs", net->pair, net->pair_count, sizeof(net->pair[0]), net_held_state);
+}
+
 static void state(void *self, struct saved *s)
 {
 	struct net *net = net_of(self);
@@ -355,6 +370,7 @@ static void state(void *self, struct saved *s)
 	saved_bool(s, "offloads-set", &net->offloads_set);
 	saved_u64(s, "offloads", &net->offloads);
 	saved_u8(s, "receive-mode", &net->receive_mode);
+	saved_subsection(s, "held", any_held(net), held_state, net);
 	if (!saved_loading(s))
 		return;
 	if (active < 1 || active > net->pair_count)

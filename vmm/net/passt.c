@@ -108,20 +108,19 @@ static enum net_sent keep_rest(struct net_pair *pair, const struct iov *left, si
 
 enum net_sent net_passt_send(struct net_pair *pair, const struct iovec *iov, unsigned count)
 {
-	struct iovec v[VIRTQUEUE_SIZE_MAX + 1], guest[VIRTQUEUE_SIZE_MAX];
-	struct iov frame = {guest, count};
+	struct iovec v[VIRTQUEUE_SIZE_MAX + 1];
+	struct iov frame = {v + 1, count};
 	size_t len = 0;
 
-	memcpy(guest, iov, count * sizeof(guest[0]));
+	memcpy(v + 1, iov, count * sizeof(v[0]));
 	iov_skip(&frame, NET_HEADER_BYTES);
 	for (unsigned i = 0; i < frame.count; i++)
 		len += frame.v[i].iov_len;
 	uint32_t prefix = htonl((uint32_t)len);
-	v[0] = (struct iovec){&prefix, PREFIX_BYTES};
-	memcpy(v + 1, frame.v, frame.count * sizeof(v[0]));
 	len += PREFIX_BYTES;
-	struct iov all = {v, frame.count + 1};
-	ssize_t n = writev(pair->fd, v, (int)all.count);
+	struct iov all = {frame.v - 1, frame.count + 1};
+	all.v[0] = (struct iovec){&prefix, PREFIX_BYTES};
+	ssize_t n = writev(pair->fd, all.v, (int)all.count);
 	/* An error that stays is also what reading will find. */
 	if (n < 0 && errno != EAGAIN && errno != EINTR)
 		return NET_DROPPED;

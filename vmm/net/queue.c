@@ -149,6 +149,29 @@ void net_receive(struct net_pair *pair)
 	end_go(queue, result == BROKEN ? VIRTQUEUE_BROKEN : VIRTQUEUE_EMPTY, taken == FRAMES_A_GO);
 }
 
+/* On loading it lies at the start of the buffer, where nothing is before the first read. */
+void net_held_state(void *self, struct saved *s)
+{
+	struct net_pair *pair = self;
+	struct net_frame *frame = &pair->frame;
+	struct virtio_net_hdr_v1 *h = &frame->header;
+	void *data = saved_loading(s) ? pair->buffer : (void *)(uintptr_t)frame->data;
+
+	saved_bool(s, "held", &pair->held);
+	if (!pair->held)
+		return;
+	saved_u8(s, "flags", &h->flags);
+	saved_u8(s, "segmentation", &h->gso_type);
+	saved_u16(s, "header-bytes", &h->hdr_len);
+	saved_u16(s, "segment-bytes", &h->gso_size);
+	saved_u16(s, "checksum-start", &h->csum_start);
+	saved_u16(s, "checksum-offset", &h->csum_offset);
+	saved_require(s);
+	saved_blob(s, "frame", data, &frame->len, NET_FRAME_MAX);
+	if (saved_loading(s))
+		frame->data = data;
+}
+
 /* --- from the guest --- */
 
 static enum net_sent send_chain(struct net_pair *pair, const struct virtqueue_chain *chain)
