@@ -137,3 +137,23 @@ struct error *read_file(const char *path, size_t max, char **buf, size_t *len)
 	*buf = steal_ptr(&data);
 	return NULL;
 }
+
+unsigned json_nesting(const char *text, size_t len)
+{
+	unsigned depth = 0, deepest = 0;
+	bool in_string = false;
+
+	for (size_t i = 0; i < len; i++) {
+		if (in_string && text[i] == '\\') {
+			i++;
+		} else if (text[i] == '"') {
+			in_string = !in_string;
+		} else if (!in_string && (text[i] == '[' || text[i] == '{')) {
+			depth++;
+			deepest = MAX(deepest, depth);
+		} else if (!in_string && (text[i] == ']' || text[i] == '}') && depth > 0) {
+			depth--;
+		}
+	}
+	return deepest;
+}

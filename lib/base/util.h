@@ -72,4 +72,10 @@ static inline bool range_inside(uint64_t offset, uint64_t len, uint64_t size)
  */
 [[nodiscard]] struct error *read_file(const char *path, size_t max, char **buf, size_t *len);
 
+/*
+ * How deep brackets are nested outside strings in @len bytes of JSON: to be bounded before a parser recurses. Text that
+ * is no JSON gets some number.
+ */
+unsigned json_nesting(const char *text, size_t len);
+
 #endif

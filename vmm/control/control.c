@@ -3,6 +3,9 @@
  * descriptor and nothing else: no buffers, no queue. Answers are sent without waiting. A client whose socket is full
  * has not read what it was sent, and loses its connection; it can come back and ask.
  *
+ * An answer that is put off is a place in a table: who asked, and the id. When he goes, the place forgets him, and what
+ * would have been the answer is thrown away.
+ *
  * A client may go while one of its calls runs (a method that notifies may find its socket full): its place is then
  * empty, which is looked at again before the answer is sent. Places are filled only by accepting, never inside a call.
  *
@@ -24,10 +27,17 @@
 /* How long accepting rests when it failed (out of descriptors): the waiting client would make the loop spin. */
 #define REST_NS (1000ull * 1000 * 1000)
 
-struct client {
+struct control_client {
 	struct control *control;
 	int fd; /* -1: an empty place */
 	struct loop_source *source;
+};
+
+struct control_later {
+	bool used;
+	struct control_client *client; /* NULL: gone, or wants no answer */
+	const char *method;
+	json_t *id;
 };
 
 struct control {
@@ -36,12 +46,16 @@ struct control {
 	void *self;
 	int listen_fd;
 	struct loop_source *listening, *rest;
-	struct client client[CONTROL_CLIENTS_MAX];
+	struct control_client client[CONTROL_CLIENTS_MAX];
+	struct control_later later[CONTROL_LATER_MAX];
 	char packet[CONTROL_PACKET_MAX];
 };
 
-static void drop_client(struct client *client)
+static void drop_client(struct control_client *client)
 {
+	for (unsigned i = 0; i < CONTROL_LATER_MAX; i++)
+		if (client->control->later[i].client == client)
+			client->control->later[i].client = NULL;
 	loop_remove(client->source);
 	client->source = NULL;
 	close_fd(&client->fd);
@@ -59,7 +73,7 @@ static bool send_packet(int fd, const char *text)
 }
 
 /* Sends @text (consumed; NULL when it could not be made) to a client, or loses it. */
-static void send_to(struct client *client, const char *text)
+static void send_to(struct control_client *client, const char *text)
 {
 	if (client->fd < 0)
 		return;
@@ -99,7 +113,7 @@ static bool take_descriptors(struct msghdr *msg, struct control_call *call)
  * Receives one packet into control->packet. Returns its length, 0 at the end of the connection, -1 when there is none,
  * and for a packet that is refused sets *refusal to its answer.
  */
-static ssize_t receive(struct client *client, struct control_call *call, char **refusal)
+static ssize_t receive(struct control_client *client, struct control_call *call, char **refusal)
 {
 	alignas(struct cmsghdr) char ancillary[CMSG_SPACE(sizeof(int) * CONTROL_FDS_MAX)];
 	struct iovec iov = {client->control->packet, CONTROL_PACKET_MAX};
@@ -122,9 +136,9 @@ static ssize_t receive(struct client *client, struct control_call *call, char **
 
 static void client_ready(void *arg, int fd, uint32_t events)
 {
-	struct client *client = arg;
+	struct control_client *client = arg;
 	struct control *control = client->control;
-	struct control_call call = {};
+	struct control_call call = {.client = client};
 	cleanup_free char *answer = NULL;
 
 	(void)fd, (void)events;
@@ -150,7 +164,7 @@ static struct error *add_client(struct control *control, int fd)
 	cleanup_fd int owned = fd;
 
 	for (unsigned i = 0; i < CONTROL_CLIENTS_MAX; i++) {
-		struct client *client = &control->client[i];
+		struct control_client *client = &control->client[i];
 		if (client->fd >= 0)
 			continue;
 		TRY(loop_add_fd(control->loop, fd, EPOLLIN, client_ready, client, &client->source));
@@ -236,7 +250,7 @@ struct error *control_new(struct control **out, struct loop *loop, int listen_fd
 	control->self = self;
 	control->listen_fd = listen_fd;
 	for (unsigned i = 0; i < CONTROL_CLIENTS_MAX; i++)
-		control->client[i] = (struct client){.control = control, .fd = -1};
+		control->client[i] = (struct control_client){.control = control, .fd = -1};
 	struct error *err = start(control, listen_fd, peer_fd);
 	if (err) {
 		control_free(control);
@@ -256,6 +270,39 @@ void control_free(struct control *control)
 	loop_remove(control->rest);
 	close_fd(&control->listen_fd);
 	free(control);
+}
+
+struct error *control_defer(struct control_call *call, struct control_later **out)
+{
+	struct control_later *later = call->client->control->later;
+
+	for (unsigned i = 0; i < CONTROL_LATER_MAX; i++) {
+		if (later[i].used)
+			continue;
+		later[i] = (struct control_later){.used = true, .method = call->method, .id = json_incref(call->id)};
+		if (call->client->fd >= 0 && call->id)
+			later[i].client = call->client;
+		call->deferred = true;
+		*out = &later[i];
+		return NULL;
+	}
+	return error_hint(error_new(EBUSY, "%d calls wait for their answers already", CONTROL_LATER_MAX),
+			  "try again soon");
+}
+
+void control_answer(struct control_later *later, struct error *err, json_t *result)
+{
+	const struct control_later mine = *later;
+
+	*later = (struct control_later){};
+	if (mine.client) {
+		cleanup_free char *text = control_answer_text(mine.id, mine.method, err, result);
+		send_to(mine.client, text);
+	} else {
+		error_free(err);
+		json_decref(result);
+	}
+	json_decref(mine.id);
 }
 
 void control_notify(struct control *control, const char *method, json_t *params)

@@ -16,6 +16,7 @@
 #define CONTROL_PACKET_MAX  ((size_t)64 << 10)
 #define CONTROL_FDS_MAX     8
 #define CONTROL_CLIENTS_MAX 8
+#define CONTROL_LATER_MAX   16 /* calls of all clients whose answers are put off */
 
 /* JSON-RPC error codes; the server's own failures are CONTROL_FAILED with errno's name in data.errno. */
 enum {
@@ -27,12 +28,20 @@ enum {
 };
 
 struct control;
+struct control_client;
+struct control_later;
 
 /* A call at hand. Descriptors not taken (steal_fd) are closed when the method returns. */
 struct control_call {
 	json_t *params; /* an object; empty when the client gave none. Borrowed */
 	int fds[CONTROL_FDS_MAX];
 	unsigned fd_count;
+
+	/* The server's. */
+	struct control_client *client;
+	const char *method;
+	json_t *id;    /* borrowed; NULL: no answer is wanted */
+	bool deferred; /* there is none yet */
 };
 
 struct control_method {
@@ -40,7 +49,7 @@ struct control_method {
 	/*
 	 * Does it and sets *result (owned by the server afterwards, also beside an error; NULL means {}). An error
 	 * becomes CONTROL_FAILED, or CONTROL_BAD_PARAMS when its errno is EINVAL. May call control_notify(), not
-	 * control_free().
+	 * control_free(). What a method that called control_defer() returns is NULL.
 	 */
 	struct error *(*call)(void *self, struct control_call *call, json_t **result);
 };
@@ -59,6 +68,16 @@ void control_free(struct control *control);
  * NULL).
  */
 void control_notify(struct control *control, const char *method, json_t *params);
+
+/*
+ * Puts off the answer of the call at hand: the client's other calls are answered meanwhile. Every *later must be given
+ * to control_answer() once, before control_free(); also when the client is gone. Fails with EBUSY when too many are put
+ * off already.
+ */
+[[nodiscard]] struct error *control_defer(struct control_call *call, struct control_later **later);
+
+/* Answers a call that was put off, as if its method had now returned @err and *result. Consumes all three. */
+void control_answer(struct control_later *later, struct error *err, json_t *result);
 
 /* Unpacks params strictly: like json_unpack_ex with JSON_STRICT, whose words become the error (EINVAL). */
 [[nodiscard]] struct error *control_params(const struct control_call *call, const char *fmt, ...);

@@ -32,6 +32,8 @@ struct server {
 	struct sockaddr_un address;
 	socklen_t address_len;
 	unsigned calls;
+	struct control_later *later[CONTROL_LATER_MAX];
+	unsigned laters;
 };
 
 /* --- methods --- */
@@ -106,10 +108,48 @@ static struct error *do_announce(void *self, struct control_call *call, json_t *
 	return NULL;
 }
 
+static struct error *do_later(void *self, struct control_call *call, json_t **result)
+{
+	struct server *server = self;
+	struct control_later *later;
+
+	TRY(control_defer(call, &later));
+	server->later[server->laters++] = later;
+	return NULL;
+}
+
+/* Answers what was put off last, with a result or an error. */
+static struct error *do_release(void *self, struct control_call *call, json_t **result)
+{
+	struct server *server = self;
+	int fails = 0;
+
+	TRY(control_params(call, "{s?b}", "fail", &fails));
+	if (!server->laters)
+		return error_new(ENOENT, "nothing waits");
+	struct control_later *later = server->later[--server->laters];
+	if (fails)
+		control_answer(later, error_new(ETIMEDOUT, "too late"), NULL);
+	else
+		control_answer(later, NULL, json_pack("{s:i}", "left", (int)server->laters));
+	return NULL;
+}
+
+/* Puts off, and answers at once. */
+static struct error *do_at_once(void *self, struct control_call *call, json_t **result)
+{
+	struct control_later *later;
+
+	TRY(control_defer(call, &later));
+	control_answer(later, NULL, json_pack("{s:b}", "now", true));
+	return NULL;
+}
+
 static const struct control_method methods[] = {
-	{"echo", do_echo}, {"nothing", do_nothing},       {"add", do_add},
-	{"fail", do_fail}, {"long-error", do_long_error}, {"long-result", do_long_result},
-	{"take", do_take}, {"announce", do_announce},     {},
+	{"echo", do_echo},       {"nothing", do_nothing},       {"add", do_add},
+	{"fail", do_fail},       {"long-error", do_long_error}, {"long-result", do_long_result},
+	{"take", do_take},       {"announce", do_announce},     {"later", do_later},
+	{"release", do_release}, {"at-once", do_at_once},       {},
 };
 
 /* --- server and clients --- */
@@ -587,6 +627,82 @@ static void clients_that_leave_early(void **state)
 	assert_int_equal(open_descriptors(), before);
 }
 
+#define LATER   "{\"jsonrpc\":\"2.0\",\"method\":\"later\",\"id\":%d}"
+#define RELEASE "{\"jsonrpc\":\"2.0\",\"method\":\"release\"}"
+#define FAIL    "{\"jsonrpc\":\"2.0\",\"method\":\"release\",\"params\":{\"fail\":true}}"
+
+static void call_later(int fd, int id)
+{
+	char text[128];
+
+	snprintf(text, sizeof(text), LATER, id);
+	tell(fd, text);
+}
+
+/* Others are answered meanwhile, also the same client's; each answer goes to who asked. */
+static void answers_later(void **state)
+{
+	struct server *server = *state;
+	cleanup_fd int client = connect_client(server);
+
+	call_later(client, 1);
+	call_later(client, 2);
+	check_serves(client);
+	call_later(server->peer, 3);
+	check_serves(server->peer);
+	tell(client, RELEASE);
+	check_same(receive(server->peer), "{\"jsonrpc\":\"2.0\",\"result\":{\"left\":2},\"id\":3}");
+	tell(server->peer, FAIL);
+	json_t *answer = receive(client);
+	assert_int_equal(json_integer_value(json_object_get(answer, "id")), 2);
+	check_error(answer, CONTROL_FAILED, "later: too late");
+	tell(server->peer, RELEASE);
+	check_same(receive(client), "{\"jsonrpc\":\"2.0\",\"result\":{\"left\":0},\"id\":1}");
+	check_same(ask(client, "{\"jsonrpc\":\"2.0\",\"method\":\"at-once\",\"id\":4}"),
+		   "{\"jsonrpc\":\"2.0\",\"result\":{\"now\":true},\"id\":4}");
+	/* A notification's answer is nobody's. */
+	tell(client, "{\"jsonrpc\":\"2.0\",\"method\":\"later\"}");
+	tell(client, RELEASE);
+	check_serves(client);
+}
+
+/* Who asked has gone: his answer goes to nobody, and not to who has his place. */
+static void answers_nobody(void **state)
+{
+	struct server *server = *state;
+
+	for (unsigned i = 0; i < CONTROL_CLIENTS_MAX; i++) {
+		cleanup_fd int client = connect_client(server);
+		call_later(client, (int)i);
+		check_serves(client);
+	}
+	check_serves(server->peer);
+	cleanup_fd int heir = connect_client(server);
+	check_serves(heir);
+	for (unsigned i = 0; i < CONTROL_CLIENTS_MAX; i++)
+		tell(server->peer, i % 2 ? RELEASE : FAIL);
+	check_serves(server->peer);
+	check_serves(heir);
+}
+
+static void bounds_what_is_put_off(void **state)
+{
+	struct server *server = *state;
+
+	for (int i = 0; i < CONTROL_LATER_MAX; i++)
+		call_later(server->peer, i);
+	check_serves(server->peer);
+	check_error(ask(server->peer, "{\"jsonrpc\":\"2.0\",\"method\":\"later\",\"id\":99}"), CONTROL_FAILED,
+		    "wait for their answers");
+	check_serves(server->peer);
+	for (int i = CONTROL_LATER_MAX; i-- > 0;) {
+		tell(server->peer, RELEASE);
+		json_t *answer = receive(server->peer);
+		assert_int_equal(json_integer_value(json_object_get(answer, "id")), i);
+		json_decref(answer);
+	}
+}
+
 /* Out of descriptors, accepting rests and comes back by itself. */
 static void out_of_descriptors(void **state)
 {
@@ -649,6 +765,9 @@ int main(void)
 		WITH_SERVER(client_that_never_reads),
 		WITH_SERVER(too_many_clients),
 		WITH_SERVER(clients_that_leave_early),
+		WITH_SERVER(answers_later),
+		WITH_SERVER(answers_nobody),
+		WITH_SERVER(bounds_what_is_put_off),
 		WITH_SERVER(out_of_descriptors),
 		cmocka_unit_test(refuses_other_sockets),
 	};

@@ -85,6 +85,14 @@ static char *result_answer(json_t *id, json_t *result)
 	return text ? text : error_answer(id, CONTROL_FAILED, "the result is too long for a packet", NULL);
 }
 
+char *control_answer_text(json_t *id, const char *method, struct error *err, json_t *result)
+{
+	if (!err)
+		return result_answer(id, result);
+	json_decref(result);
+	return failure_answer(id, error_wrap(err, "%s", method));
+}
+
 char *control_notification(const char *method, json_t *params)
 {
 	if (!params)
@@ -93,28 +101,6 @@ char *control_notification(const char *method, json_t *params)
 }
 
 /* --- calls --- */
-
-/* How deep brackets are nested outside strings. JSON that is not valid gets some number: the parser refuses it later.
- */
-static unsigned nesting(const char *text, size_t len)
-{
-	unsigned depth = 0, deepest = 0;
-	bool in_string = false;
-
-	for (size_t i = 0; i < len; i++) {
-		if (in_string && text[i] == '\\') {
-			i++;
-		} else if (text[i] == '"') {
-			in_string = !in_string;
-		} else if (!in_string && (text[i] == '[' || text[i] == '{')) {
-			depth++;
-			deepest = MAX(deepest, depth);
-		} else if (!in_string && (text[i] == ']' || text[i] == '}') && depth > 0) {
-			depth--;
-		}
-	}
-	return deepest;
-}
 
 /* What is wrong with the shape of @message, or NULL. */
 static const char *wrong_shape(const json_t *message)
@@ -157,8 +143,8 @@ static struct error *carry_out(const struct control_method *method, void *self, 
 
 	call->params = params ? params : none;
 	if (!call->params)
-		return error_new(ENOMEM, "%s", method->name);
-	struct error *err = error_wrap(method->call(self, call, result), "%s", method->name);
+		return error_new(ENOMEM, "read its params");
+	struct error *err = method->call(self, call, result);
 	call->params = NULL;
 	return err;
 }
@@ -177,12 +163,11 @@ static char *answer_call(const struct control_method *methods, void *self, const
 		return error_answer(id, CONTROL_NO_METHOD, "there is no such method", NULL);
 	if (params && !json_is_object(params))
 		return error_answer(id, CONTROL_BAD_PARAMS, "params must be an object", NULL);
+	call->method = method->name;
+	call->id = json_object_get(message, "id");
 	struct error *err = carry_out(method, self, params, call, &result);
-	if (err) {
-		json_decref(result);
-		return failure_answer(id, err);
-	}
-	return result_answer(id, result);
+	call->id = NULL;
+	return call->deferred ? NULL : control_answer_text(id, method->name, err, result);
 }
 
 char *control_dispatch(const struct control_method *methods, void *self, const char *packet, size_t len,
@@ -191,7 +176,7 @@ char *control_dispatch(const struct control_method *methods, void *self, const c
 	json_error_t where;
 	char wrong_json[JSON_ERROR_TEXT_LENGTH + 64];
 
-	if (nesting(packet, len) > CONTROL_DEPTH_MAX)
+	if (json_nesting(packet, len) > CONTROL_DEPTH_MAX)
 		return control_refusal(CONTROL_PARSE, "the packet is nested too deeply");
 	cleanup_json json_t *message = json_loadb(packet, len, JSON_REJECT_DUPLICATES, &where);
 	if (!message) {
