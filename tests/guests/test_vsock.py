@@ -1,4 +1,4 @@
-"""vsock with the driver of a stock Debian kernel: both ways, many at once, and over a move."""
+"""vsock and console ports with the drivers of a stock Debian kernel: both ways, many at once, and over a move."""
 
 from host import CLONE, Host
 from initrd import busybox_initrd
@@ -6,13 +6,21 @@ from vm import CMDLINE, INIT, VMLINUZ, Guest
 
 TALK = CLONE / "build/release/tests/guests/talk"
 PATH = "/tmp/guest.vsock"
-MODULES = ["vmw_vsock_virtio_transport"]
+PORT = "/tmp/guest.port"
+MODULES = ["vmw_vsock_virtio_transport", "virtio_console"]
+DEVICES = ["--vsock", f"path={PATH},cid=42", "--console-port", f"name=org.glint.test,path={PORT}"]
 
 
 def start(host: Host) -> Guest:
     initrd = busybox_initrd(INIT, modules=MODULES, files={"bin/talk": TALK.read_bytes()})
-    args = ["--kernel", VMLINUZ, "--initrd", initrd, "--cmdline", CMDLINE, "--vsock", f"path={PATH},cid=42"]
+    args = ["--kernel", VMLINUZ, "--initrd", initrd, "--cmdline", CMDLINE, *DEVICES]
     return Guest(host, *args, direct=False)
+
+
+def talk_by_port(host: Host) -> None:
+    """A client of the console port, which the guest echoes: it comes, gets all its bytes back, and goes."""
+    result = host.run([str(TALK), "send", PORT, "256"], timeout=120)
+    assert "TALKED 256 KiB" in result.text
 
 
 def test_vsock(host: Host) -> None:
@@ -32,16 +40,22 @@ def test_vsock(host: Host) -> None:
         assert "TALKED 4096 KiB" in result.text
         refused = host.run([str(TALK), "send", PATH, "64", "CONNECT 53"], timeout=60, check=False)
         assert refused.rc == 1
+        # The console port, by its name; one client behind another.
+        port = guest.sh("grep -lx org.glint.test /sys/class/virtio-ports/*/name | cut -d/ -f5")
+        guest.send(f"while :; do cat 0<>/dev/{port} >&0; sleep 0.1; done 2>/dev/null &")
+        talk_by_port(host)
+        talk_by_port(host)
         # A move ends connections, and the guest knows; what listens in it goes on, as does its way out.
         guest.sh("talk hold vsock:2:1024 >/tmp/hold 2>&1 & while ! grep HOLDING /tmp/hold; do sleep 0.1; done")
         guest.call("save", "/tmp/vsock.state")
         guest.call("quit")
         assert guest.wait() == 0
-        guest = Guest(host, "--vsock", f"path={PATH},cid=42", restore="/tmp/vsock.state")
+        guest = Guest(host, *DEVICES, restore="/tmp/vsock.state")
         guest.sh("for i in $(seq 300); do grep -q ENDED /tmp/hold && break; sleep 0.1; done; grep ENDED /tmp/hold")
         assert "TALKED 256 KiB" in guest.sh("talk send vsock:2:1024 256")
         result = host.run([str(TALK), "send", PATH, "256", "CONNECT 52"], timeout=120)
         assert "TALKED 256 KiB" in result.text
+        talk_by_port(host)
         guest.send("poweroff -f")
         assert guest.wait() == 0
     finally:

@@ -39,6 +39,7 @@ static const struct {
 	{"keyboard", test_keyboard},
 	{"console-echo", test_console_echo},
 	{"console-load", test_console_load},
+	{"agent", test_agent},
 	{"vsock-echo", test_vsock_echo},
 	{"vsock-refused", test_vsock_refused},
 	{"vsock-serve", test_vsock_serve},

@@ -52,8 +52,7 @@ static void control(uint32_t id, uint16_t event, uint16_t value)
 	send_on(&v.queue[3], &m, sizeof(m));
 }
 
-/* Takes what the device says of port 1. */
-static void listen(void)
+void console_listen(void)
 {
 	uint32_t written;
 	uint8_t *buffer;
@@ -75,7 +74,7 @@ static void listen(void)
 	}
 }
 
-static void console_open(void)
+void console_open(void)
 {
 	memset(&v, 0, sizeof(v));
 	CHECK(virtio_find(&v, 3, 0), "no console device");
@@ -86,8 +85,38 @@ static void console_open(void)
 		give(rx(1), alloc(BUFFER, PAGE));
 	}
 	control(~0u, DEVICE_READY, 1);
-	CHECK(WAIT_FOR(10000000, (listen(), name[0])), "port 1 has no name");
+	CHECK(WAIT_FOR(10000000, (console_listen(), name[0])), "port 1 has no name");
 	control(1, PORT_OPEN, 1);
+}
+
+uint8_t *console_get(uint32_t *len)
+{
+	return virtq_get(rx(1), len);
+}
+
+void console_give_back(uint8_t *buffer)
+{
+	give(rx(1), buffer);
+}
+
+bool console_send(const void *data, uint32_t len)
+{
+	uint32_t written;
+
+	memcpy(tx, data, len);
+	CHECK(virtq_add(txq(1), &(struct segment){tx, len, false}, 1, tx, false), "queue %u is full", txq(1)->index);
+	virtq_kick(txq(1));
+	while (!virtq_get(txq(1), &written)) {
+		if (serial_get() >= 0)
+			return false;
+		relax();
+	}
+	return true;
+}
+
+void console_close(void)
+{
+	virtio_reset(&v);
 }
 
 /* Echoes what comes on port 1 until a key comes in on the serial port; over moves too. */
@@ -99,7 +128,7 @@ void test_console_echo(void)
 	console_open();
 	print("CONSOLE ready\n");
 	while (serial_get() < 0) {
-		listen();
+		console_listen();
 		if (!(buffer = virtq_get(rx(1), &written)))
 			continue;
 		send_on(txq(1), buffer, written);
@@ -118,7 +147,7 @@ void test_console_load(void)
 	console_open();
 	print("CONSOLE ready\n");
 	while (serial_get() < 0) {
-		listen();
+		console_listen();
 		for (unsigned i = 0; i < 256; i++)
 			block[i] = n++;
 		send_on(txq(1), block, 1024);

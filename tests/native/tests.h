@@ -44,6 +44,8 @@ void test_keyboard(void);
 /* test_console.c */
 void test_console_echo(void);
 void test_console_load(void);
+/* test_agent.c */
+void test_agent(void);
 /* test_vsock.c */
 void test_vsock_echo(void);
 void test_vsock_refused(void);
@@ -61,6 +63,19 @@ void test_balloon(void);
 void test_load(void);
 void test_generations(void);
 void test_dirty(void);
+
+/* --- test_console.c's driver, for test_agent.c --- */
+
+/* Finds the device, tells it of buffers, and opens port 1. */
+void console_open(void);
+/* Takes what the device says of port 1. */
+void console_listen(void);
+/* What came on port 1, or NULL; to be given back when it is read. */
+uint8_t *console_get(uint32_t *len);
+void console_give_back(uint8_t *buffer);
+/* Sends on port 1 and waits until it is taken; false when a key comes in on the serial port before. */
+bool console_send(const void *data, uint32_t len);
+void console_close(void);
 
 /* --- blk.c's driver, for test_load.c and test_pci.c --- */
 

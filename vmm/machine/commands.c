@@ -34,6 +34,8 @@ static struct error *get_status(void *self, struct control_call *call, json_t **
 	json_object_set_new(*result, "ports", hotplug_status(m));
 	if (m->balloon)
 		json_object_set_new(*result, "balloon", balloon_status(m));
+	if (m->agent)
+		json_object_set_new(*result, "agent", machine_agent_status(m));
 	return NULL;
 }
 
@@ -281,6 +283,11 @@ static const struct control_method methods[] = {
 	{"balloon-stats", get_balloon_stats},
 	{"device-add", hotplug_add},
 	{"device-remove", hotplug_remove},
+	{"agent-ping", machine_agent_ping},
+	{"agent-info", machine_agent_info},
+	{"agent-set-time", machine_agent_set_time},
+	{"agent-freeze", machine_agent_freeze},
+	{"agent-thaw", machine_agent_thaw},
 	{NULL, NULL},
 };
 

@@ -76,6 +76,10 @@ struct vm_config {
 		int listen_fd;    /* what became of it; -1: none */
 	} console[CONSOLE_PORTS_MAX];
 	unsigned consoles;
+	struct agent_options {
+		bool use;
+		bool set_time; /* of a restored guest */
+	} agent;
 	struct vsock_options {
 		const char *path; /* NULL: none */
 		unsigned cid;

@@ -9,8 +9,10 @@
 #include "base/cleanup.h"
 #include "base/util.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #define SERIAL_PORT 0x3f8
 #define SERIAL_GSI  4
@@ -101,6 +103,24 @@ static struct error *create_display(struct machine *m)
 	return viewers_new(&m->viewers, m->loop, m->display, &m->input);
 }
 
+/* The agent's client, and the console port that leads to it. */
+static struct error *create_agent(struct machine *m, struct console_port_config *port)
+{
+	int pair[2];
+
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
+		return error_new(errno, "make a socket for the guest's agent");
+	*port = (struct console_port_config){.name = AGENT_PORT, .listen_fd = -1, .peer_fd = pair[0]};
+	const struct agent_config config = {.loop = m->loop,
+					    .fd = pair[1],
+					    .set_time = m->config->agent.set_time,
+					    .patience_s = AGENT_PATIENCE_S,
+					    .reachable = machine_agent_reachable,
+					    .thawed = machine_agent_thawed,
+					    .arg = m};
+	return agent_new(&m->agent, &config);
+}
+
 static struct error *create_console(struct machine *m)
 {
 	struct console_config config = {.ports = m->config->consoles, .thread = m->io[0]};
@@ -110,10 +130,15 @@ static struct error *create_console(struct machine *m)
 		config.port[i] = (struct console_port_config){
 			.name = options->name, .listen_fd = steal_fd(&options->listen_fd), .peer_fd = -1};
 	}
+	if (m->config->agent.use)
+		TRY(create_agent(m, &config.port[config.ports++]));
 	if (!config.ports)
 		return NULL;
 	TRY(console_new(&m->console, &m->memory, &config));
-	return add_virtio(m, MACHINE_SLOT_CONSOLE, "console", console_device(m->console));
+	TRY(add_virtio(m, MACHINE_SLOT_CONSOLE, "console", console_device(m->console)));
+	if (m->agent)
+		machine_add_unit(m, "agent", &agent_unit, m->agent);
+	return NULL;
 }
 
 static struct error *create_vsock(struct machine *m)

@@ -256,6 +256,7 @@ struct error *machine_run(struct machine *m)
 void machine_destroy(struct machine *m)
 {
 	terminal_give_back(&m->terminal);
+	agent_free(m->agent); /* it still answers calls */
 	control_free(m->control);
 	vcpus_destroy(&m->vcpus);
 	machine_destroy_devices(m);

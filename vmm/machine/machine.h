@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/loop.h"
+#include "vmm/agent/agent.h"
 #include "vmm/control/control.h"
 #include "vmm/cpu/irq.h"
 #include "vmm/cpu/vcpu.h"
@@ -102,6 +103,7 @@ struct machine {
 	struct watchdog watchdog;
 	struct rng *rng;
 	struct console *console;
+	struct agent *agent;
 	struct vsock *vsock;
 	struct net *net[MACHINE_NETS_MAX];
 	struct balloon *balloon;
@@ -207,6 +209,20 @@ json_t *machine_net_stats(const struct machine *machine);
 
 /* Something may have happened to a link by itself: tells the control socket's clients. Any thread. */
 void machine_post_link(void *machine);
+
+/* --- agent_commands.c --- */
+
+/* The methods that ask the guest's agent, and what `status` says of it. Their answers come later. */
+[[nodiscard]] struct error *machine_agent_ping(void *machine, struct control_call *call, json_t **result);
+[[nodiscard]] struct error *machine_agent_info(void *machine, struct control_call *call, json_t **result);
+[[nodiscard]] struct error *machine_agent_set_time(void *machine, struct control_call *call, json_t **result);
+[[nodiscard]] struct error *machine_agent_freeze(void *machine, struct control_call *call, json_t **result);
+[[nodiscard]] struct error *machine_agent_thaw(void *machine, struct control_call *call, json_t **result);
+json_t *machine_agent_status(const struct machine *machine);
+
+/* For the agent's client: whether somebody is there to talk to; that the guest was thawed because its time was over. */
+bool machine_agent_reachable(void *machine);
+void machine_agent_thawed(void *machine);
 
 /* --- commands.c --- */
 

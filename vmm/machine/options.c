@@ -5,6 +5,7 @@
 
 #include "base/cleanup.h"
 #include "base/util.h"
+#include "vmm/agent/agent.h"
 #include "vmm/cpu/model.h"
 #include "vmm/cpu/vcpu.h"
 
@@ -167,6 +168,43 @@ static const struct option_group console_group = {
 	.begin = begin_console,
 	.check = check_console,
 };
+
+/* --- --agent: a console port, too --- */
+
+static const struct option agent_fields[] = {
+	{"use", OPTION_SWITCH, offsetof(struct agent_options, use), .help = "whether there is one (default: on)"},
+	{"set-time", OPTION_SWITCH, offsetof(struct agent_options, set_time),
+	 .help = "set the clock of a guest that was restored (default: on)"},
+	{NULL},
+};
+
+static void begin_agent(const void *object, void *element, unsigned index)
+{
+	*(struct agent_options *)element = (struct agent_options){.use = true, .set_time = true};
+}
+
+static const struct option_group agent_group = {
+	.fields = agent_fields, .bytes = sizeof(struct agent_options), .begin = begin_agent};
+
+/* The agent's port is one of those with a name. */
+static struct error *check_agent(const struct vm_config *config)
+{
+	unsigned named = 0;
+
+	if (!config->agent.use)
+		return NULL;
+	for (unsigned i = 0; i < config->consoles; i++) {
+		const char *name = config->console[i].name;
+		named += name != NULL;
+		if (name && strcmp(name, AGENT_PORT) == 0)
+			return error_hint(error_new(EEXIST, "--agent: a console port has the name '%s'", name),
+					  "leave out either: --agent has that port for itself");
+	}
+	if (named == CONSOLE_PORTS_MAX - 1)
+		return error_new(E2BIG, "--agent: a machine has at most %d ports with a name, the agent's among them",
+				 CONSOLE_PORTS_MAX - 1);
+	return NULL;
+}
 
 /* --- --vsock --- */
 
@@ -472,6 +510,8 @@ const struct option config_options[] = {
 	{"console-port", OPTION_GROUP, AT(console), .aka = "virtserialport console", .group = &console_group,
 	 .value = "[name=NAME,]path=PATH",
 	 .help = "a port of a virtio console that leads to one client at a time; 8 with a name and the console"},
+	{"agent", OPTION_GROUP, AT(agent), .group = &agent_group, .value = "on[,set-time=off]",
+	 .help = "a port for QEMU's guest agent, which the control socket's agent methods ask"},
 	{"vsock", OPTION_GROUP, AT(vsock), .group = &vsock_group, .value = "path=PATH[,cid=N]",
 	 .help = "virtio-vsock: streams between ports of the guest and UNIX sockets"},
 	{"balloon", OPTION_GROUP, AT(balloon), .group = &balloon_group, .value = "on[,FIELD=VALUE]...",
@@ -524,7 +564,7 @@ static struct error *check(struct vm_config *config)
 					  "give --hotplug");
 	if (config->vars.name && !config->firmware.name)
 		return error_new(EINVAL, "--vars without --firmware");
-	return NULL;
+	return check_agent(config);
 }
 
 /* Reads the file whole first: jansson would read a FIFO or a device without end. */
