@@ -14,7 +14,7 @@
 #include <sys/stat.h>
 
 /* In the order in which they are looked for; raw is what is left. */
-static const struct disk_format *const formats[] = {&disk_raw};
+static const struct disk_format *const formats[] = {&disk_vhd, &disk_raw};
 
 const struct disk_format *disk_format_named(const char *name)
 {
@@ -26,7 +26,7 @@ const struct disk_format *disk_format_named(const char *name)
 
 static struct error *unknown_format(const char *disk, const char *format)
 {
-	return error_hint(error_new(ENOTSUP, "%s: unknown disk format \"%s\"", disk, format), "use raw or vhdx");
+	return error_hint(error_new(ENOTSUP, "%s: unknown disk format \"%s\"", disk, format), "use raw, vhd or vhdx");
 }
 
 /* --- images --- */
