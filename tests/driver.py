@@ -283,6 +283,7 @@ WAYS: dict[str, tuple[str, Callable[[int], bool]]] = {
     "fuzz": (f"each fuzz target for {FUZZ_SECONDS} s", run_fuzz),
 }
 FOLDERS = {
+    "disk": "disk images, beside tools not ours",
     "native": "tiny guests on this machine's own /dev/kvm",
     "guests": "stock guests on a host that can run them",
     "stick": "the stick, booted",

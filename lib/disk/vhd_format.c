@@ -100,6 +100,12 @@ static void put64(uint8_t *p, uint64_t value)
 	memcpy(p, &(uint64_t){htobe64(value)}, sizeof(value));
 }
 
+/* A name of so many bytes, without an end. */
+static void put_name(uint8_t *p, const char *name, size_t len)
+{
+	memcpy(p, name, len);
+}
+
 /* The complement of the sum of all bytes but the checksum's own four. */
 static uint32_t checksum(const uint8_t *raw, size_t len, size_t at)
 {
@@ -193,20 +199,20 @@ void vhd_resize_footer(uint8_t raw[VHD_FOOTER_BYTES], uint64_t size)
 	put16(raw + FOOTER_GEOMETRY, geometry.cylinders);
 	raw[FOOTER_GEOMETRY + 2] = geometry.heads;
 	raw[FOOTER_GEOMETRY + 3] = geometry.sectors;
-	memcpy(raw + FOOTER_CREATOR, CREATOR, 4);
+	put_name(raw + FOOTER_CREATOR, CREATOR, 4);
 	put32(raw + FOOTER_CHECKSUM, checksum(raw, VHD_FOOTER_BYTES, FOOTER_CHECKSUM));
 }
 
 void vhd_make_footer(const struct vhd_footer *footer, uint8_t raw[VHD_FOOTER_BYTES])
 {
 	memset(raw, 0, VHD_FOOTER_BYTES);
-	memcpy(raw, FOOTER_COOKIE, COOKIE_BYTES);
+	put_name(raw, FOOTER_COOKIE, COOKIE_BYTES);
 	put32(raw + FOOTER_FEATURES, FEATURES);
 	put32(raw + FOOTER_VERSION, VERSION);
 	put64(raw + FOOTER_HEADER_OFFSET, footer->type == VHD_FIXED ? NO_OFFSET : footer->header_offset);
 	put32(raw + FOOTER_TIMESTAMP, footer->timestamp);
 	put32(raw + FOOTER_CREATOR_VERSION, CREATOR_VERSION);
-	memcpy(raw + FOOTER_CREATOR_HOST, CREATOR_HOST, 4);
+	put_name(raw + FOOTER_CREATOR_HOST, CREATOR_HOST, 4);
 	put64(raw + FOOTER_ORIGINAL_SIZE, footer->size);
 	put32(raw + FOOTER_TYPE, footer->type);
 	memcpy(raw + FOOTER_ID, footer->id, VHD_ID_BYTES);
@@ -285,7 +291,7 @@ struct error *vhd_make_header(const struct vhd_header *header, uint8_t raw[VHD_H
 	uint8_t *parent_name = raw + HEADER_PARENT_NAME;
 
 	memset(raw, 0, VHD_HEADER_BYTES);
-	memcpy(raw, HEADER_COOKIE, COOKIE_BYTES);
+	put_name(raw, HEADER_COOKIE, COOKIE_BYTES);
 	put64(raw + HEADER_NEXT, NO_OFFSET);
 	put32(raw + HEADER_VERSION, VERSION);
 	put32(raw + HEADER_BLOCK_BYTES, header->block_bytes);
