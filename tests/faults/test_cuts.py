@@ -45,10 +45,10 @@ def test_cuts(disk: str, tmp_path: Path, rng: random.Random) -> None:
 
 @pytest.mark.parametrize("disk", PROOFS)
 def test_proof(disk: str, tmp_path: Path, rng: random.Random) -> None:
-    kinds = run(tmp_path, *PROOFS[disk], "--seed", str(rng.randrange(2**32)), "--steps", "140", "--proof")["kinds"]
+    kinds = run(tmp_path, *PROOFS[disk], "--seed", str(rng.randrange(2**32)), "--steps", "200", "--proof")["kinds"]
     needed, found = (sum(kind[key] for kind in kinds) for key in ("needed", "needed_found"))
     # What a guest was told is durable may have been made so by chance, by a flush that was begun earlier.
-    assert needed > 3 and found >= 0.6 * needed
+    assert needed > 1 and found >= 0.6 * needed
     for kind in kinds:
         # Of the flushes that order writes, some must be seen to matter; what is outside a guest's flush may not.
         assert kind["found"] or kind["flushes"] < 8 or not kind["of"], kind

@@ -4,8 +4,8 @@
 #ifndef GLINT_VMM_VIRTIO_BLK_INTERNAL_H
 #define GLINT_VMM_VIRTIO_BLK_INTERNAL_H
 
-#include "vmm/virtio/blk.h"
 #include "disk/file.h"
+#include "vmm/virtio/blk.h"
 #include "vmm/virtio/iov.h"
 
 #include <stdatomic.h>
