@@ -14,7 +14,7 @@
 #include <sys/stat.h>
 
 /* In the order in which they are looked for; raw is what is left. */
-static const struct disk_format *const formats[] = {&disk_vhd, &disk_raw};
+static const struct disk_format *const formats[] = {&disk_vhdx, &disk_vhd, &disk_raw};
 
 const struct disk_format *disk_format_named(const char *name)
 {

@@ -99,7 +99,10 @@ int disk_fd(const struct disk *disk, unsigned level);
 
 /* --- requests --- */
 
-/* A caller's door: all set by the caller, who keeps it as long as requests are under way. */
+/*
+ * A caller's door: all set by the caller, who keeps it as long as requests are under way. As long as any queue of the
+ * disk has some, all their @io must be served: a request may wait for what goes on in another queue's.
+ */
 struct disk_queue {
 	struct disk *disk;
 	struct disk_io *io;
@@ -136,9 +139,12 @@ struct disk_request {
 	uint64_t finished; /* bytes done */
 	uint64_t piece;    /* bytes under way, */
 	uint64_t at;       /* here in the file */
-	uint64_t block;    /* a format's: which block, */
-	uint64_t place;    /* and where in the file it is to be */
-	struct disk_request *next, *waiters;
+	/* A format's, while it has the request: which block, where in the file it is to be, where the piece began,
+	 * a page of its map, what comes after that. */
+	uint64_t block, place, from;
+	uint32_t frame;
+	uint8_t then;
+	struct disk_request *next, *next_block, *waiters;
 	uint8_t level; /* of the image that @at is in */
 	uint8_t stage, retries;
 	bool plain; /* zeroes are written as data */

@@ -86,7 +86,7 @@ struct disk_format {
 	struct error *(*resize)(struct image *image, uint64_t size);
 };
 
-extern const struct disk_format disk_raw, disk_vhd;
+extern const struct disk_format disk_raw, disk_vhd, disk_vhdx;
 
 /* "format": the one of that name, or NULL. */
 const struct disk_format *disk_format_named(const char *name);
