@@ -130,7 +130,7 @@ struct vhdx {
 	_Atomic uint32_t *where; /* by page: 1 + its frame, or 0 */
 	uint32_t frame_count, frames_used, hand;
 	struct vhdx_frame *frame;
-	uint8_t *memory;     /* of frames */
+	uint64_t *memory;    /* of frames */
 	uint8_t *shadows;    /* of frames: contents as committed */
 	uint8_t *entry;      /* a log entry */
 	atomic_bool begun;   /* the header says that the file is being written */
@@ -206,6 +206,13 @@ static inline void put64(uint8_t *p, uint64_t v)
 	memcpy(p, &v, sizeof(v));
 }
 
+/* Four letters. */
+static inline void put_letters(uint8_t *p, const char *letters)
+{
+	for (unsigned i = 0; i < 4; i++)
+		p[i] = (uint8_t)letters[i];
+}
+
 /* --- vhdx_log.c --- */
 
 /* Applies the log of an image that is locked for writing, and empties it. */
@@ -242,7 +249,11 @@ bool vhdx_map_entry(struct vhdx *v, uint64_t entry, uint64_t *value);
 struct vhdx_frame *vhdx_map_frame(struct vhdx *v, uint64_t page);
 static inline uint8_t *vhdx_frame_bytes(const struct vhdx *v, const struct vhdx_frame *f)
 {
-	return v->memory + (size_t)(f - v->frame) * VHDX_PAGE;
+	return (uint8_t *)(v->memory + (size_t)(f - v->frame) * VHDX_PAGE_ENTRIES);
+}
+static inline uint64_t *vhdx_frame_words(const struct vhdx *v, const struct vhdx_frame *f)
+{
+	return v->memory + (size_t)(f - v->frame) * VHDX_PAGE_ENTRIES;
 }
 static inline uint8_t *vhdx_frame_shadow(const struct vhdx *v, const struct vhdx_frame *f)
 {

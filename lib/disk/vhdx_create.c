@@ -36,7 +36,7 @@ static void encode_regions(uint8_t *table, uint64_t table_at, uint64_t table_byt
 			   uint64_t metadata_bytes)
 {
 	memset(table, 0, VHDX_REGIONS_BYTES);
-	memcpy(table, "regi", 4);
+	put_letters(table, "regi");
 	put32(table + 8, 2);
 	memcpy(table + 16, vhdx_region_table, 16);
 	put64(table + 32, table_at);
@@ -59,7 +59,8 @@ static struct error *write_front(const struct layout *l)
 	if (!front)
 		return error_new(ENOMEM, "write the headers");
 	memset(front, 0, 320 * KIB);
-	memcpy(front, "vhdxfile", 8);
+	put_letters(front, "vhdx");
+	put_letters(front + 4, "file");
 	for (size_t i = 0; i < sizeof(creator) - 1; i++)
 		put16(front + 8 + 2 * i, (uint8_t)creator[i]);
 	vhdx_new_id(header.file_id);
@@ -121,7 +122,8 @@ static struct error *write_metadata(const struct layout *l)
 	if (!bytes)
 		return error_new(ENOMEM, "write the metadata");
 	memset(bytes, 0, 128 * KIB);
-	memcpy(bytes, "metadata", 8);
+	put_letters(bytes, "meta");
+	put_letters(bytes + 4, "data");
 	put32(parameters, l->image.block);
 	put32(parameters + 4, (l->fixed ? 1u : 0u) | (l->v.differencing ? 2u : 0u));
 	put64(size, l->image.size);

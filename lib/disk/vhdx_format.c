@@ -88,7 +88,7 @@ uint32_t vhdx_checksum(const uint8_t *p, size_t len)
 void vhdx_header_encode(const struct vhdx_header *header, uint8_t *page)
 {
 	memset(page, 0, VHDX_HEADER_BYTES);
-	memcpy(page, "head", 4);
+	put_letters(page, "head");
 	put64(page + 8, header->sequence);
 	memcpy(page + 16, header->file_id, 16);
 	memcpy(page + 32, header->data_id, 16);

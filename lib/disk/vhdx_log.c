@@ -23,7 +23,7 @@
 void vhdx_entry_begin(struct vhdx *v, uint8_t *entry, unsigned count, uint32_t tail, uint64_t flushed, uint64_t last)
 {
 	memset(entry, 0, VHDX_LOG_SECTOR);
-	memcpy(entry, "loge", 4);
+	put_letters(entry, "loge");
 	put32(entry + 8, VHDX_LOG_SECTOR * (1 + count));
 	put32(entry + 12, tail);
 	put64(entry + 16, v->log_sequence);
@@ -38,13 +38,13 @@ void vhdx_entry_page(struct vhdx *v, uint8_t *entry, unsigned n, uint64_t at, co
 	uint8_t *descriptor = entry + ENTRY_HEADER + (size_t)n * DESCRIPTOR;
 	uint8_t *data = entry + VHDX_LOG_SECTOR * (size_t)(1 + n);
 
-	memcpy(descriptor, "desc", 4);
+	put_letters(descriptor, "desc");
 	memcpy(descriptor + 4, page + 4092, 4);
 	memcpy(descriptor + 8, page, 8);
 	put64(descriptor + 16, at);
 	put64(descriptor + 24, v->log_sequence);
 	memcpy(data, page, VHDX_LOG_SECTOR);
-	memcpy(data, "data", 4);
+	put_letters(data, "data");
 	put32(data + 4, (uint32_t)(v->log_sequence >> 32));
 	put32(data + 4092, (uint32_t)v->log_sequence);
 }

@@ -38,7 +38,7 @@ static void unmap(void *p, uint64_t bytes)
 
 /* --- look-up --- */
 
-static const uint8_t *frame_of(const struct vhdx *v, uint64_t page, uint64_t *tag, struct vhdx_frame **frame)
+static const uint64_t *frame_of(const struct vhdx *v, uint64_t page, uint64_t *tag, struct vhdx_frame **frame)
 {
 	uint32_t where = atomic_load_explicit(&v->where[page], memory_order_acquire);
 
@@ -46,7 +46,7 @@ static const uint8_t *frame_of(const struct vhdx *v, uint64_t page, uint64_t *ta
 		return NULL;
 	*frame = &v->frame[where - 1];
 	*tag = atomic_load_explicit(&(*frame)->tag, memory_order_acquire);
-	return VHDX_TAG_PAGE(*tag) == page ? vhdx_frame_bytes(v, *frame) : NULL;
+	return VHDX_TAG_PAGE(*tag) == page ? vhdx_frame_words(v, *frame) : NULL;
 }
 
 static bool still(const struct vhdx_frame *frame, uint64_t tag)
@@ -59,11 +59,11 @@ static bool word_of(struct vhdx *v, uint64_t page, unsigned word, uint64_t *valu
 {
 	struct vhdx_frame *frame;
 	uint64_t tag;
-	const uint8_t *bytes = frame_of(v, page, &tag, &frame);
+	const uint64_t *words = frame_of(v, page, &tag, &frame);
 
-	if (!bytes)
+	if (!words)
 		return false;
-	*value = le64toh(__atomic_load_n((const uint64_t *)(const void *)(bytes + (size_t)word * 8), __ATOMIC_ACQUIRE));
+	*value = le64toh(__atomic_load_n(&words[word], __ATOMIC_ACQUIRE));
 	return still(frame, tag);
 }
 
@@ -255,7 +255,7 @@ static void soil(struct vhdx *v, struct vhdx_frame *f)
 
 static uint64_t *word_at(struct vhdx *v, struct vhdx_frame *f, unsigned word)
 {
-	return (uint64_t *)(void *)(vhdx_frame_bytes(v, f) + (size_t)word * 8);
+	return &vhdx_frame_words(v, f)[word];
 }
 
 void vhdx_map_set(struct vhdx *v, uint64_t entry, uint64_t value)
@@ -304,9 +304,10 @@ static bool use(struct plan *plan, uint64_t at, uint64_t len)
 
 static struct error *bad_entry(const struct vhdx *v, const char *what, uint64_t number)
 {
+	uint64_t at = v->table_at + number * 8;
+
 	return error_hint(error_new(EINVAL, "%s: entry %llu of the block allocation table, at offset %llu, %s",
-				    v->image->name, (unsigned long long)number,
-				    (unsigned long long)(v->table_at + number * 8), what),
+				    v->image->name, (unsigned long long)number, (unsigned long long)at, what),
 			  "restore the disk from a backup, or copy what can be read of it with other tools");
 }
 
@@ -435,7 +436,8 @@ void vhdx_map_free(struct vhdx *v)
 	free(v->frame);
 	free(v->commit.pages);
 	v->where = NULL;
-	v->memory = v->shadows = v->entry = NULL;
+	v->memory = NULL;
+	v->shadows = v->entry = NULL;
 	v->frame = NULL;
 	v->commit.pages = NULL;
 }

