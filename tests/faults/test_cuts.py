@@ -21,6 +21,9 @@ DISKS = {
     "vhd-dynamic": ["--format", "vhd"],
     "vhd-small-blocks": ["--format", "vhd", "--block", "512K"],
     "vhd-chain": ["--format", "vhd", "--block", "512K", "--depth", "3"],
+    "vhdx-fixed": ["--format", "vhdx", "--subformat", "fixed", "--block", "1M"],
+    "vhdx-dynamic": ["--format", "vhdx", "--block", "1M"],
+    "vhdx-chain": ["--format", "vhdx", "--block", "1M", "--depth", "3"],
 }
 PROOFS = {
     "raw": ["--format", "raw"],
