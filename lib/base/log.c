@@ -54,3 +54,11 @@ void log_error(struct error *e)
 		log_err("hint: %s", error_hint_text(e));
 	error_free(e);
 }
+
+struct error *error_first(struct error *first, struct error *later)
+{
+	if (!first)
+		return later;
+	log_error(later);
+	return first;
+}

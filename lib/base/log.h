@@ -23,4 +23,8 @@ void log_init(const char *program, enum log_level most);
 /* Writes the message of @e, and its hint on a line of its own, and frees it. NULL is allowed and writes nothing. */
 void log_error(struct error *e);
 
+/* Of two errors of one piece of work the one to hand up: @first, and @later is logged; or @later when it is the only.
+ */
+[[nodiscard]] struct error *error_first(struct error *first, struct error *later);
+
 #endif

@@ -73,7 +73,7 @@ int main(int argc, char **argv)
 		if (n <= 0)
 			return complain("answer");
 		answer[n] = '\0';
-		if (!strstr(answer, "\"id\"")) /* a notification */
+		if (strstr(answer, "\"method\"")) /* a notification; its parameters may have an id */
 			continue;
 		puts(answer);
 		return strstr(answer, "\"error\"") ? 1 : 0;

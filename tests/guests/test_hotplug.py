@@ -38,7 +38,7 @@ def use(guest: Guest, round_: int) -> None:
 
 
 def test_again_and_again(host: Host, disk: str) -> None:
-    with Guest(host, "--hotplug", "--cpus", "2") as guest:
+    with Guest(host, "--cpus", "2") as guest:
         guest.ready()
         for round_ in range(10):
             add(guest, disk, port=1 + round_ % 4)
@@ -51,14 +51,14 @@ def test_again_and_again(host: Host, disk: str) -> None:
 def test_moves(host: Host, disk: str) -> None:
     """The plugged disk goes along with a saved machine, and can be removed where it arrives."""
     state = "/tmp/hot.state"
-    with Guest(host, "--hotplug") as guest:
+    with Guest(host) as guest:
         guest.ready()
         add(guest, disk, port=2)
         use(guest, 1)
         guest.call("save", state)
         guest.call("quit")
         assert guest.wait() == 0
-    with Guest(host, "--hotplug", "--disk", f"path={disk},id=hot,port=2", restore=state) as guest:
+    with Guest(host, "--disk", f"path={disk},id=hot,port=2", restore=state) as guest:
         use(guest, 2)
         remove(guest)
         add(guest, disk)
@@ -67,7 +67,7 @@ def test_moves(host: Host, disk: str) -> None:
 
 def test_there_at_boot_and_busy(host: Host, disk: str) -> None:
     """A disk in a port from the start; Linux lets a disk go that is open."""
-    with Guest(host, "--hotplug", "--disk", f"path={disk},id=hot,port=3") as guest:
+    with Guest(host, "--disk", f"path={disk},id=hot,port=3") as guest:
         guest.ready()
         use(guest, 1)
         guest.sh("exec 9<>/dev/vda")

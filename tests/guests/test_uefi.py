@@ -5,6 +5,7 @@ import random
 import re
 import time
 
+import test_hotplug as hot
 from host import Host
 from uefi import OVMF_CODE, OVMF_VARS, Machine, boot_disk
 from vm import CMDLINE, VMLINUZ, VMM, Guest, initrd
@@ -27,8 +28,12 @@ def has_variable(guest: Guest, name: str) -> bool:
     return guest.sh(f"dd if={path_of(name)} bs=1 skip=4 2>/dev/null || true") == name
 
 
-def test_disk_variables_reboot_power(host: Host) -> None:
+def test_disk_variables_move_power(host: Host) -> None:
+    """From the first boot to the power button, by way of a reboot, another process, and a reset there. The restored
+    machine goes on with its own firmware, whatever image of that size it is given."""
     machine = Machine(host, boot_disk())
+    other, state = "/tmp/uefi-other.fd", "/tmp/uefi.state"
+    host.run(["sh", "-c", f"head -c $(stat -c %s {OVMF_CODE}) /dev/zero >{other}"])
     with Guest(host, *machine.args, "--uuid", UUID, "--name", "uefi-one", direct=False) as guest:
         guest.ready()
         assert b"BdsDxe: starting" in guest.process.stdout
@@ -46,15 +51,21 @@ def test_disk_variables_reboot_power(host: Host) -> None:
         assert guest.sh("cat /proc/sys/kernel/random/boot_id") != boot_id
         assert has_variable(guest, "First")
         set_variable(guest, "Second")
-        guest.sh("(dd if=/dev/input/event0 bs=24 count=1 >/dev/null 2>&1; poweroff -f) & sleep 1")
-        guest.call("power-button")
-        assert guest.wait() == 0
-
-    with Guest(host, *machine.args, direct=False) as guest:
-        guest.ready()
-        assert has_variable(guest, "Second")
-        guest.process.kill()
-        guest.wait()
+        guest.sh("echo kept >/tmp/file")
+        guest.call("save", state)
+        assert guest.state() == "saved"
+        args = [other if arg == OVMF_CODE else arg for arg in machine.args]
+        with Guest(host, *args, restore=state) as restored:
+            assert restored.sh("cat /tmp/file") == "kept"
+            assert has_variable(restored, "Second")
+            set_variable(restored, "Third")
+            restored.call("reset")
+            restored.process.read_until("BdsDxe: starting", timeout=240)
+            restored.ready()
+            assert has_variable(restored, "Third")
+            restored.sh("(dd if=/dev/input/event0 bs=24 count=1 >/dev/null 2>&1; poweroff -f) & sleep 1")
+            restored.call("power-button")
+            assert restored.wait() == 0
 
 
 def check_resources(guest: Guest) -> None:
@@ -66,36 +77,22 @@ def check_resources(guest: Guest) -> None:
     assert guest.sh(f'dmesg | grep -E "{complaints}" || true') == ""
 
 
-def test_save_and_restore(host: Host) -> None:
-    """With another image of the same size beside it, the restored machine goes on, and reboots, with its own."""
-    machine = Machine(host, boot_disk())
-    other = "/tmp/uefi-other.fd"
-    host.run(["sh", "-c", f"head -c $(stat -c %s {OVMF_CODE}) /dev/zero >{other}"])
-    with Guest(host, *machine.args, direct=False) as guest:
-        guest.ready()
-        set_variable(guest, "Before")
-        guest.sh("echo kept >/tmp/file")
-        guest.call("save", "/tmp/uefi.state")
-        assert guest.state() == "saved"
-        args = [other if arg == OVMF_CODE else arg for arg in machine.args]
-        with Guest(host, *args, restore="/tmp/uefi.state") as restored:
-            assert restored.sh("cat /tmp/file") == "kept"
-            assert has_variable(restored, "Before")
-            set_variable(restored, "After")
-            restored.call("reset")
-            restored.process.read_until("BdsDxe: starting", timeout=240)
-            restored.ready()
-            assert has_variable(restored, "After")
-
-
 def test_kernel_by_fw_cfg(host: Host) -> None:
-    """--kernel beside --firmware: the firmware starts it, as it does on QEMU."""
+    """--kernel beside --firmware: the firmware starts it, as it does on QEMU. And what firmware set up has room behind
+    the ports: disks come and go, also one that is mounted."""
     machine = Machine(host)
-    kernel = ["--kernel", VMLINUZ, "--initrd", initrd(), "--cmdline", CMDLINE]
+    kernel = ["--kernel", VMLINUZ, "--initrd", initrd(("ext4",)), "--cmdline", CMDLINE]
     with Guest(host, *machine.args, *kernel, direct=False) as guest:
         guest.ready()
         assert guest.sh("cat /proc/cmdline").startswith(CMDLINE)  # the firmware adds initrd=
         assert guest.sh("ls /sys/firmware/efi/systab") == "/sys/firmware/efi/systab"
+        host.run(["truncate", "-s", "16M", "/tmp/hot.raw"])
+        for port in (1, 4):
+            hot.add(guest, "/tmp/hot.raw", port=port)
+            guest.sh(f"[ {port} != 1 ] || busybox mke2fs /dev/vda; mkdir -p /mnt; mount -t ext4 /dev/vda /mnt")
+            guest.sh(f"[ {port} = 1 ] || grep 'by port 1' /mnt/file; echo by port {port} >/mnt/file; sync")
+            hot.remove(guest)
+            guest.sh("umount /mnt")
         guest.send("poweroff -f")
         assert guest.wait() == 0
 

@@ -13,6 +13,7 @@ enum { PRESSED = 1, PRESENCE = 8, PRESENT = 0x40, LINK_CHANGE = 0x100, LINK_ACTI
 #define POWER_OFF 0x400u
 
 static uint64_t port, express;
+static uint32_t card_id; /* device and vendor of what is expected */
 
 static uint16_t slot_status(void)
 {
@@ -78,7 +79,7 @@ static void check_windows(unsigned card)
 	mmio_write16(port + 4, PCI_COMMAND_MEM | PCI_COMMAND_BM);
 	mmio_write32(port + 0x18, (BUS + 1) << 8 | (BUS + 1) << 16);
 	CHECK(pci_read(card, 0, 4) == ALL_ONES32, "it answers on a bus that is not its own");
-	CHECK(pci_read(card + 32, 0, 4) == 0x10421af4, "it does not follow its bus number");
+	CHECK(pci_read(card + 32, 0, 4) == card_id, "it does not follow its bus number");
 	mmio_write32(port + 0x18, BUS << 8 | BUS << 16);
 }
 
@@ -98,13 +99,15 @@ static void use_disk(uint8_t round)
 }
 
 /*
- * rounds=N: so often a disk is added and removed. cold=1: one is there from the start. deaf=1: it does not let
- * it go.
+ * rounds=N: so often a disk is added and removed. cold=1: one is there from the start. deaf=1: the guest does not let it
+ * go. nic=1: it is an interface; each time frames are sent back until a character comes over the serial port.
  */
 void test_hotplug(void)
 {
 	uint64_t rounds = option_number("rounds", 2), cold = option_number("cold", 0);
+	bool net = option_number("nic", 0);
 
+	card_id = net ? 0x10411af4 : 0x10421af4;
 	find_port();
 	open_bridge();
 	on_interrupt[VECTOR_PIN] = on_pin;
@@ -125,9 +128,13 @@ void test_hotplug(void)
 		}
 		mmio_write16(express + SLOT_CONTROL, ENABLES);
 		CHECK(mmio_read16(express + LINK_STATUS) & LINK_ACTIVE, "the link is down");
-		CHECK(pci_read(BUS * 32, 0, 4) == 0x10421af4, "there is %x", pci_read(BUS * 32, 0, 4));
+		CHECK(pci_read(BUS * 32, 0, 4) == card_id, "there is %x", pci_read(BUS * 32, 0, 4));
 		check_windows(BUS * 32);
-		use_disk(round);
+		if (net)
+			test_net_echo();
+		else
+			use_disk(round);
+		irq_on();
 		print("HOTPLUG works\n");
 		wait_for(PRESSED);
 		print("HOTPLUG asked\n");

@@ -25,8 +25,9 @@ void test_pci_scan(void)
 			}
 			CHECK(mmio_read16(base + at + 2) == value >> 16, "slot %u word %x differs", slot, at + 2);
 		}
-		/* Functions 1 to 7 and other buses are empty. */
-		CHECK(mmio_read32(base + 0x1000) == ALL_ONES32, "slot %u has function 1", slot);
+		/* Only who says so has more functions; other buses are empty. */
+		bool several = pci_read(slot, 0x0e, 1) & 0x80;
+		CHECK((mmio_read32(base + 0x1000) == ALL_ONES32) != several, "function 1 of slot %u", slot);
 		CHECK(mmio_read32(base + (1 << 20)) == ALL_ONES32, "bus 1 has slot %u", slot);
 	}
 	print("PCI found %u\n", found);
@@ -44,10 +45,13 @@ void test_pci_garbage(void)
 {
 	uint64_t ecam = pci_ecam(), n = option_number("writes", 4000);
 	unsigned devices[32], count = 0;
+	uint32_t ids[32];
 
-	for (unsigned slot = 1; slot < 32; slot++)
-		if (pci_read(slot, 0, 4) != ALL_ONES32)
-			devices[count++] = slot;
+	for (unsigned slot = 1; slot < 32; slot++) {
+		ids[count] = pci_read(slot, 0, 4);
+		devices[count] = slot;
+		count += ids[count] != ALL_ONES32;
+	}
 	CHECK(count > 0, "no device to throw garbage at");
 	for (uint64_t i = 0; i < n; i++) {
 		uint64_t r = random_next();
@@ -83,9 +87,8 @@ void test_pci_garbage(void)
 	}
 	/* Identity cannot be written. */
 	for (unsigned i = 0; i < count; i++)
-		CHECK((pci_read(devices[i], 0, 4) & 0xffff) == VIRTIO_VENDOR ||
-			      (pci_read(devices[i], 0, 4) & 0xffff) == 0x8086,
-		      "slot %u became %x", devices[i], pci_read(devices[i], 0, 4));
+		CHECK(pci_read(devices[i], 0, 4) == ids[i], "slot %u became %x", devices[i],
+		      pci_read(devices[i], 0, 4));
 	CHECK(pci_read(0, 0, 4) == 0x29c08086, "the host bridge became %x", pci_read(0, 0, 4));
 }
 

@@ -1,6 +1,7 @@
 """The balloon: what a guest gives back leaves its memory file, stays away over save and restore, and is usable again."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,16 @@ def test_give_and_take(tiny: Start, tmp_path: Path, vmm: Path) -> None:
     vm.send("x")
     vm.expect("TEST balloon ok")
     assert vm.wait() == 0
+
+
+def test_memory_is_taken_once(tiny: Start) -> None:
+    """What the guest touched stands in its memory file, and no second time in the monitor's own memory."""
+    vm = tiny("balloon mib=16", "--balloon", "on")
+    vm.expect("BALLOON touched")
+    assert taken(vm) >= GIVEN
+    rollup = Path(f"/proc/{vm.process.pid}/smaps_rollup").read_text()
+    anonymous = int(re.search(r"^Anonymous: +(\d+) kB", rollup, re.M).group(1)) << 10
+    assert anonymous < 4 * MIB
 
 
 def test_calls(tiny: Start) -> None:

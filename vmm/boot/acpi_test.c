@@ -123,6 +123,15 @@ static void test_fadt(void **state)
 	assert_int_equal(get(t, 224, 8), 0x620);
 }
 
+/* All four numbers: with fewer, some systems do not switch off (ACPI 6.4, section 7.4.2). */
+static void test_sleep(void **state)
+{
+	static const uint8_t s5[] = {0x08, '_', 'S', '5', '_', 0x12, 0x06, 0x04, 0x00, 0x00, 0x00, 0x00};
+	const uint8_t *t = find(build(1), "DSDT");
+
+	assert_non_null(memmem(t, get(t, 4, 4), s5, sizeof(s5)));
+}
+
 static void check_madt(unsigned vcpus)
 {
 	const uint8_t *t = find(build(vcpus), "APIC");
@@ -334,6 +343,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_fadt, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_sleep, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_madt, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_mcfg, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_deterministic, setup, teardown),

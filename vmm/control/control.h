@@ -14,7 +14,7 @@
 #include <stddef.h>
 
 #define CONTROL_PACKET_MAX  ((size_t)64 << 10)
-#define CONTROL_FDS_MAX     8
+#define CONTROL_FDS_MAX     16
 #define CONTROL_CLIENTS_MAX 8
 #define CONTROL_LATER_MAX   16 /* calls of all clients whose answers are put off */
 

@@ -76,7 +76,7 @@ static struct error *get_stats(void *self, struct control_call *call, json_t **r
 		json_array_append_new(disks, disk_stats(m->config->disk[i].id, m->disk[i]));
 	for (unsigned i = 0; i < PCI_PORTS; i++)
 		if (m->plug[i].disk)
-			json_array_append_new(disks, disk_stats(m->plug[i].config.id, m->plug[i].disk));
+			json_array_append_new(disks, disk_stats(m->plug[i].card.disk.id, m->plug[i].disk));
 	*result = json_pack("{s:o, s:o, s:o}", "vcpus", vcpus, "disks", disks, "nets", machine_net_stats(m));
 	return NULL;
 }

@@ -58,17 +58,21 @@ struct vm_config {
 		struct blk_config blk;
 	} disk[MACHINE_DISKS_MAX];
 	unsigned disks;
-	bool hotplug;                          /* there are ports */
-	struct disk_config plugged[PCI_PORTS]; /* those that name a port, taken out of the list above */
-	struct display_config display;         /* width 0: none */
+	struct display_config display; /* width 0: none */
 	struct net_options {
 		char id[DISK_ID_BYTES + 1]; /* its name for people */
 		const char *tap, *passt, *vhost;
 		unsigned mtu;
 		int down;
+		unsigned port; /* of hot-plug, from 1; 0: a slot of its own */
 		struct net_config device;
 	} net[MACHINE_NETS_MAX];
 	unsigned nets;
+	struct card_config { /* what is in a hot-plug port: the disks and interfaces that name one are moved here */
+		enum card { CARD_NONE, CARD_DISK, CARD_NET } kind;
+		struct disk_config disk;
+		struct net_options net;
+	} plugged[PCI_PORTS];
 	bool rng;
 	struct console_options {
 		const char *name; /* NULL: the console */
@@ -124,6 +128,12 @@ extern const struct option config_options[];
  */
 [[nodiscard]] struct error *config_disk(const json_t *json, const struct vm_config *config, struct disk_config *disk);
 
+/*
+ * The same for an interface. @fds, which are checked and not taken: a tap's queues, then /dev/vhost-net once for each
+ * or not at all; or passt's socket.
+ */
+[[nodiscard]] struct error *config_net(const json_t *json, const int *fds, unsigned count, struct net_options *net);
+
 /* Copies @text to @id (DISK_ID_BYTES + 1) if it may be the id of something. @what names the option in errors. */
 [[nodiscard]] struct error *config_set_id(const char *what, const char *text, char *id);
 
@@ -132,6 +142,7 @@ extern const struct option config_options[];
 extern const struct option_group net_group;
 [[nodiscard]] struct error *config_open_nets(struct vm_config *config);
 void config_release_nets(struct vm_config *config);
+void config_close_net(struct net_options *net);
 
 /* --- open.c --- */
 

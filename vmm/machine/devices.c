@@ -158,19 +158,26 @@ static struct error *create_vsock(struct machine *m)
 	return add_virtio(m, MACHINE_SLOT_VSOCK, "vsock", vsock_device(m->vsock));
 }
 
-static struct error *create_net(struct machine *m, unsigned index)
+struct error *machine_make_net(struct machine *m, struct net_options *options, struct net **net)
 {
-	struct net_options *options = &m->config->net[index];
 	struct net_config *config = &options->device;
-	char name[SAVED_NAME_MAX + 1];
 
 	config->threads = m->io;
 	config->thread_count = m->config->io_threads;
 	config->lost = machine_post_link;
 	config->lost_arg = m;
-	TRY(net_new(&m->net[index], &m->memory, config));
+	TRY(net_new(net, &m->memory, config));
 	memset(config->fd, 0xff, sizeof(config->fd)); /* the device's now */
 	memset(config->vhost_fd, 0xff, sizeof(config->vhost_fd));
+	return NULL;
+}
+
+static struct error *create_net(struct machine *m, unsigned index)
+{
+	struct net_options *options = &m->config->net[index];
+	char name[SAVED_NAME_MAX + 1];
+
+	TRY(machine_make_net(m, options, &m->net[index]));
 	snprintf(name, sizeof(name), "net:%s", options->id);
 	return add_virtio(m, MACHINE_SLOT_NET + index, name, net_device(m->net[index]));
 }

@@ -15,22 +15,83 @@
 /* How long a guest may take to let a device go, before its owner is told that it has not. */
 #define PATIENCE_NS 60000000000ull
 
-/* --- a disk behind a port --- */
+static const char *const kinds[] = {[CARD_DISK] = "disk", [CARD_NET] = "net"};
 
-/* Takes the disk apart, as far as it was made. */
-static void free_disk(struct plug *plug)
+/* --- the card behind a port --- */
+
+static const char *id_of(const struct card_config *card)
+{
+	return card->kind == CARD_NET ? card->net.id : card->disk.id;
+}
+
+/* Takes the card apart, as far as it was made. */
+static void free_card(struct plug *plug)
 {
 	virtio_pci_free(steal_ptr(&plug->vp));
 	blk_free(steal_ptr(&plug->disk));
-	plug->config = (struct disk_config){};
+	net_free(steal_ptr(&plug->net));
+	plug->card.kind = CARD_NONE;
 }
 
-static struct error *make_disk(struct plug *plug)
+static struct error *make_device(struct plug *plug, struct virtio_device **device)
 {
-	TRY(machine_make_disk(plug->machine, &plug->config, &plug->disk));
-	TRY(virtio_pci_new_behind(&plug->vp, blk_device(plug->disk), &plug->port));
-	plug->unit = virtio_pci_unit(plug->vp, "disk");
+	if (plug->card.kind == CARD_DISK) {
+		plug->card.disk.blk.name = plug->card.disk.file.name ?: plug->card.disk.id;
+		TRY(machine_make_disk(plug->machine, &plug->card.disk, &plug->disk));
+		*device = blk_device(plug->disk);
+	} else {
+		plug->card.net.device.name = plug->card.net.id;
+		TRY(machine_make_net(plug->machine, &plug->card.net, &plug->net));
+		*device = net_device(plug->net);
+	}
 	return NULL;
+}
+
+static struct error *make_card(struct plug *plug)
+{
+	struct virtio_device *device = NULL;
+
+	TRY(make_device(plug, &device));
+	TRY(virtio_pci_new_behind(&plug->vp, device, &plug->port));
+	plug->unit = virtio_pci_unit(plug->vp, kinds[plug->card.kind]);
+	return NULL;
+}
+
+static struct error *activate(struct plug *plug)
+{
+	return plug->disk ? blk_activate(plug->disk) : NULL;
+}
+
+static struct error *deactivate(struct plug *plug)
+{
+	return plug->disk ? blk_deactivate(plug->disk) : NULL;
+}
+
+struct error *hotplug_activate(struct machine *m)
+{
+	for (unsigned i = 0; i < PCI_PORTS; i++)
+		TRY(activate(&m->plug[i]));
+	return NULL;
+}
+
+struct error *hotplug_deactivate(struct machine *m)
+{
+	struct error *first = NULL;
+
+	for (unsigned i = 0; i < PCI_PORTS; i++)
+		first = error_first(first, deactivate(&m->plug[i]));
+	return first;
+}
+
+static unsigned port_number(const struct plug *plug)
+{
+	return plug->port.pci.function + 1;
+}
+
+static json_t *describe(const struct plug *plug)
+{
+	return json_pack("{s:i, s:s, s:s}", "port", (int)port_number(plug), "kind", kinds[plug->card.kind], "id",
+			 id_of(&plug->card));
 }
 
 static void notify(const struct plug *plug, const char *method, json_t *params)
@@ -43,21 +104,21 @@ static void notify(const struct plug *plug, const char *method, json_t *params)
 		json_decref(params);
 }
 
-/* The guest let the disk go, or was reset while it was asked to. */
+/* The guest let the card go, or was reset while it was asked to. */
 static void eject(struct plug *plug)
 {
 	struct machine *m = plug->machine;
 	bool running = m->state == MACHINE_RUNNING;
-	json_t *params = json_pack("{s:s, s:i}", "id", plug->config.id, "port", (int)plug->port.pci.function + 1);
+	json_t *params = describe(plug);
 
-	log_info("%s: disk %s is out of port %u", m->config->name, plug->config.id, plug->port.pci.function + 1);
+	log_info("%s: %s is out of port %u", m->config->name, id_of(&plug->card), port_number(plug));
 	loop_timer_set(plug->patience, 0);
 	/* So that no vCPU is in the middle of an access to what is freed. */
 	if (running)
 		vcpus_pause(&m->vcpus);
 	plug->unit.ops->pause(plug->unit.self);
-	log_error(blk_deactivate(plug->disk));
-	free_disk(plug);
+	log_error(deactivate(plug));
+	free_card(plug);
 	pci_port_emptied(&plug->port);
 	if (running)
 		vcpus_resume(&m->vcpus);
@@ -96,31 +157,41 @@ static void out_of_patience(void *arg)
 {
 	struct plug *plug = arg;
 
-	if (!plug->disk || !plug->port.removing)
+	if (!plug->card.kind || !plug->port.removing)
 		return;
 	pci_port_give_up(&plug->port);
-	log_warn("%s: the guest does not let disk %s go", plug->machine->config->name, plug->config.id);
+	log_warn("%s: the guest does not let %s go", plug->machine->config->name, id_of(&plug->card));
 	notify(plug, "device-remove-failed",
-	       json_pack("{s:s, s:s}", "id", plug->config.id, "why", "the guest did not let it go"));
+	       json_pack("{s:s, s:s}", "id", id_of(&plug->card), "why", "the guest did not let it go"));
 }
 
 /* --- the unit --- */
 
+/* What a saved machine has in a port and this one must have: "disk:ID"; empty: nothing. */
+static void card_name(const struct plug *plug, char name[SAVED_NAME_MAX + 1])
+{
+	name[0] = '\0';
+	if (plug->card.kind)
+		snprintf(name, SAVED_NAME_MAX + 1, "%s:%s", kinds[plug->card.kind], id_of(&plug->card));
+}
+
 static void state(void *self, struct saved *s)
 {
 	struct plug *plug = self;
-	char id[DISK_ID_BYTES + 1];
+	char here[SAVED_NAME_MAX + 1], saved[SAVED_NAME_MAX + 1];
 
-	memcpy(id, plug->config.id, sizeof(id));
+	card_name(plug, here);
+	memcpy(saved, here, sizeof(saved));
 	saved_require(s);
-	saved_string(s, "disk", id, sizeof(id));
-	if (saved_loading(s) && strcmp(id, plug->config.id) != 0) {
-		saved_fail(s, "the saved machine has disk '%s' there, this one '%s' (--disk ...,id=%s,port=%u)", id,
-			   plug->config.id, id, plug->port.pci.function + 1);
+	saved_string(s, "card", saved, sizeof(saved));
+	if (saved_loading(s) && strcmp(saved, here) != 0) {
+		saved_fail(s,
+			   "the saved machine has '%s' in port %u, this one '%s' (--disk or --net ...,id=ID,port=%u)",
+			   saved, port_number(plug), here, port_number(plug));
 		return;
 	}
 	pci_port_state(&plug->port, s);
-	if (!plug->disk)
+	if (!plug->card.kind)
 		return;
 	saved_require(s);
 	saved_subsection(s, "device", true, plug->unit.ops->state, plug->unit.self);
@@ -131,14 +202,14 @@ static struct error *restored(void *self)
 	struct plug *plug = self;
 
 	TRY(pci_port_restored(&plug->port));
-	return plug->disk ? plug->unit.ops->restored(plug->unit.self) : NULL;
+	return plug->card.kind ? plug->unit.ops->restored(plug->unit.self) : NULL;
 }
 
 static void pause_unit(void *self)
 {
 	struct plug *plug = self;
 
-	if (plug->disk)
+	if (plug->card.kind)
 		plug->unit.ops->pause(plug->unit.self);
 }
 
@@ -146,7 +217,7 @@ static void resume(void *self)
 {
 	struct plug *plug = self;
 
-	if (plug->disk)
+	if (plug->card.kind)
 		plug->unit.ops->resume(plug->unit.self);
 	changed(plug);
 }
@@ -155,9 +226,9 @@ static void power_on(void *self)
 {
 	struct plug *plug = self;
 
-	if (plug->disk && plug->port.removing)
+	if (plug->card.kind && plug->port.removing)
 		eject(plug);
-	if (plug->disk)
+	if (plug->card.kind)
 		plug->unit.ops->reset(plug->unit.self);
 	pci_port_reset(&plug->port);
 }
@@ -171,6 +242,18 @@ static const struct unit_ops unit_ops = {
 	.reset = power_on,
 };
 
+/* A card that could not be made, or used: what it holds is closed. */
+static struct error *refuse(struct plug *plug, struct error *err)
+{
+	if (plug->card.kind == CARD_DISK)
+		close_fd(&plug->card.disk.blk.fd);
+	if (plug->card.kind == CARD_NET)
+		config_close_net(&plug->card.net);
+	err = error_wrap(err, "%s %s", kinds[plug->card.kind], id_of(&plug->card));
+	free_card(plug);
+	return err;
+}
+
 static struct error *create_plug(struct machine *m, unsigned number)
 {
 	struct plug *plug = &m->plug[number];
@@ -181,18 +264,20 @@ static struct error *create_plug(struct machine *m, unsigned number)
 	TRY(pci_port_init(&plug->port, &m->pci, MACHINE_SLOT_PORTS, number, changed, plug));
 	snprintf(name, sizeof(name), "port%u", number + 1);
 	machine_add_unit(m, name, &unit_ops, plug);
-	if (!m->config->plugged[number].file.name)
+	if (!m->config->plugged[number].kind)
 		return NULL;
-	plug->config = m->config->plugged[number];
-	m->config->plugged[number].blk.fd = -1; /* the device's */
-	TRY(error_wrap(make_disk(plug), "disk %s", plug->config.id));
+	plug->card = m->config->plugged[number];
+	m->config->plugged[number].kind = CARD_NONE; /* its descriptors are the device's */
+	struct error *err = make_card(plug);
+	if (err)
+		return error_wrap(refuse(plug, err), "port %u", number + 1);
 	pci_port_reset(&plug->port); /* it is there from power-on */
 	return NULL;
 }
 
 struct error *hotplug_create(struct machine *m)
 {
-	for (unsigned i = 0; i < PCI_PORTS && m->config->hotplug; i++)
+	for (unsigned i = 0; i < PCI_PORTS; i++)
 		TRY(create_plug(m, i));
 	return NULL;
 }
@@ -201,7 +286,7 @@ void hotplug_destroy(struct machine *m)
 {
 	for (unsigned i = 0; i < PCI_PORTS; i++) {
 		struct plug *plug = &m->plug[i];
-		free_disk(plug);
+		free_card(plug);
 		pci_port_destroy(&plug->port);
 		loop_remove(plug->patience);
 	}
@@ -212,7 +297,7 @@ void hotplug_destroy(struct machine *m)
 static struct plug *find(struct machine *m, const char *id)
 {
 	for (unsigned i = 0; i < PCI_PORTS; i++)
-		if (m->plug[i].disk && strcmp(m->plug[i].config.id, id) == 0)
+		if (m->plug[i].card.kind && strcmp(id_of(&m->plug[i].card), id) == 0)
 			return &m->plug[i];
 	return NULL;
 }
@@ -225,67 +310,87 @@ static struct error *need_running(const struct machine *m)
 			 machine_state_name(m));
 }
 
-/* The port for a new disk: the one it asks for, or the first that is empty. */
-static struct error *choose_port(struct machine *m, const struct disk_config *disk, struct plug **out)
+/* The port for a new card: the one it asks for, or the first that is empty. */
+static struct error *choose_port(struct machine *m, unsigned port, struct plug **out)
 {
 	for (unsigned i = 0; i < PCI_PORTS; i++) {
-		if (m->plug[i].disk || (disk->port && disk->port != i + 1))
+		if (m->plug[i].card.kind || (port && port != i + 1))
 			continue;
 		*out = &m->plug[i];
 		return NULL;
 	}
-	return error_hint(error_new(EBUSY, disk->port ? "port %u is not empty" : "no port is empty", disk->port),
+	return error_hint(error_new(EBUSY, port ? "port %u is not empty" : "no port is empty", port),
 			  "remove a device first; a machine has %d ports", PCI_PORTS);
 }
 
-static struct error *check_id(struct machine *m, const struct disk_config *disk)
+static struct error *check_id(struct machine *m, const char *id)
 {
-	bool taken = find(m, disk->id);
+	bool taken = find(m, id);
 
 	for (unsigned i = 0; i < m->config->disks; i++)
-		taken = taken || strcmp(m->config->disk[i].id, disk->id) == 0;
-	return taken ? error_new(EEXIST, "there is a disk with the id '%s'", disk->id) : NULL;
+		taken = taken || strcmp(m->config->disk[i].id, id) == 0;
+	for (unsigned i = 0; i < m->config->nets; i++)
+		taken = taken || strcmp(m->config->net[i].id, id) == 0;
+	return taken ? error_new(EEXIST, "there is a device with the id '%s'", id) : NULL;
 }
 
-static struct error *plug_in(struct plug *plug, int fd)
+/* The rest of the call's parameters is the card; its descriptors are not taken yet. */
+static struct error *read_disk(struct machine *m, struct control_call *call, struct card_config *card)
 {
-	plug->config.blk.fd = fd;
-	plug->config.blk.name = plug->config.id;
-	struct error *err = make_disk(plug);
-	if (!err)
-		err = blk_activate(plug->disk);
-	if (!err)
-		return NULL;
-	close_fd(&plug->config.blk.fd);
-	free_disk(plug);
-	return err;
+	if (call->fd_count != 1)
+		return error_hint(error_new(EINVAL, "%u descriptors came along", call->fd_count),
+				  "pass one: the disk, open for reading and writing");
+	card->kind = CARD_DISK;
+	return config_disk(call->params, m->config, &card->disk);
+}
+
+static struct error *read_card(struct machine *m, struct control_call *call, struct card_config *card)
+{
+	const char *kind = json_string_value(json_object_get(call->params, "kind"));
+	bool is_disk = kind && strcmp(kind, kinds[CARD_DISK]) == 0;
+
+	if (!is_disk && (!kind || strcmp(kind, kinds[CARD_NET]) != 0))
+		return error_hint(error_new(EINVAL, "'%s' is not a kind of device", kind ? kind : ""),
+				  "kind is disk or net");
+	json_object_del(call->params, "kind");
+	if (is_disk)
+		return read_disk(m, call, card);
+	card->kind = CARD_NET;
+	return config_net(call->params, call->fds, call->fd_count, &card->net);
+}
+
+static void take_descriptors(struct control_call *call, struct card_config *card)
+{
+	if (card->kind == CARD_DISK) {
+		card->disk.blk.fd = steal_fd(&call->fds[0]);
+		return;
+	}
+	unsigned pairs = card->net.device.pairs;
+	for (unsigned i = 0; i < call->fd_count; i++) {
+		int *to = i < pairs ? &card->net.device.fd[i] : &card->net.device.vhost_fd[i - pairs];
+		*to = steal_fd(&call->fds[i]);
+	}
 }
 
 struct error *hotplug_add(void *self, struct control_call *call, json_t **result)
 {
 	struct machine *m = self;
-	const char *kind = json_string_value(json_object_get(call->params, "kind"));
-	struct disk_config disk;
+	struct card_config card = {};
 	struct plug *plug = NULL;
 
-	if (!kind || strcmp(kind, "disk") != 0)
-		return error_hint(error_new(EINVAL, "'%s' is not a kind of device", kind ? kind : ""),
-				  "only disks can be added: kind disk");
-	if (call->fd_count != 1)
-		return error_hint(error_new(EINVAL, "%u descriptors came along", call->fd_count),
-				  "pass one: the disk, open for reading and writing");
-	json_object_del(call->params, "kind");
-	if (!m->config->hotplug)
-		return error_hint(error_new(ENODEV, "%s has no hot-plug ports", m->config->name),
-				  "start it with --hotplug");
-	TRY(config_disk(call->params, m->config, &disk));
+	TRY(read_card(m, call, &card));
 	TRY(need_running(m));
-	TRY(check_id(m, &disk));
-	TRY(choose_port(m, &disk, &plug));
-	plug->config = disk;
-	TRY(error_wrap(plug_in(plug, steal_fd(&call->fds[0])), "add disk %s", disk.id));
+	TRY(check_id(m, id_of(&card)));
+	TRY(choose_port(m, card.kind == CARD_DISK ? card.disk.port : card.net.port, &plug));
+	take_descriptors(call, &card);
+	plug->card = card;
+	struct error *err = make_card(plug);
+	if (!err)
+		err = activate(plug);
+	if (err)
+		return error_wrap(refuse(plug, err), "add a device");
 	pci_port_insert(&plug->port);
-	*result = json_pack("{s:s, s:i}", "id", plug->config.id, "port", (int)plug->port.pci.function + 1);
+	*result = describe(plug);
 	return NULL;
 }
 
@@ -315,9 +420,11 @@ json_t *hotplug_status(const struct machine *m)
 
 	for (unsigned i = 0; i < PCI_PORTS; i++) {
 		const struct plug *plug = &m->plug[i];
-		if (plug->disk)
-			json_array_append_new(ports, json_pack("{s:i, s:s, s:b}", "port", (int)i + 1, "id",
-							       plug->config.id, "removing", plug->port.removing));
+		if (!plug->card.kind)
+			continue;
+		json_t *port = describe(plug);
+		json_object_set_new(port, "removing", json_boolean(plug->port.removing));
+		json_array_append_new(ports, port);
 	}
 	return ports;
 }

@@ -15,20 +15,25 @@
 
 struct machine;
 
-/* A port and the disk behind it, if any. */
+/* A port and the card behind it, if any: a disk or a network interface. */
 struct plug {
 	struct machine *machine;
 	struct pci_port port;
-	struct disk_config config;
-	struct blk *disk; /* NULL: the port is empty */
+	struct card_config card; /* CARD_NONE: the port is empty */
+	struct blk *disk;        /* one of these */
+	struct net *net;
 	struct virtio_pci *vp;
-	struct unit unit; /* the disk's */
+	struct unit unit; /* the card's */
 	struct loop_source *patience;
 };
 
-/* Makes the ports, if the machine has any, with the disks that the config puts there. */
+/* Makes the ports, with the disks that the config puts there. */
 [[nodiscard]] struct error *hotplug_create(struct machine *machine);
 void hotplug_destroy(struct machine *machine);
+
+/* As machine_activate() and machine_deactivate(), of the disks behind the ports. */
+[[nodiscard]] struct error *hotplug_activate(struct machine *machine);
+[[nodiscard]] struct error *hotplug_deactivate(struct machine *machine);
 
 /* The control methods device-add and device-remove, and what status says of the ports. */
 [[nodiscard]] struct error *hotplug_add(void *machine, struct control_call *call, json_t **result);

@@ -30,6 +30,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 
 #define SUBMISSIONS 128
 /* More than fits only costs time: the kernel keeps what overflows. */
@@ -297,6 +298,10 @@ static struct error *begin(struct iothread *t)
 static void *run(void *arg)
 {
 	struct iothread *t = arg;
+	char name[16];
+
+	snprintf(name, sizeof(name), "io%u", t->index % 1000);
+	prctl(PR_SET_NAME, name); /* by itself: others have no /proc to do it in */
 	struct error *err = begin(t);
 
 	pthread_mutex_lock(&t->lock);
@@ -314,7 +319,6 @@ static void *run(void *arg)
 struct error *iothread_start(struct iothread *t, struct error *(*enter_fn)(void *arg), void *arg)
 {
 	pthread_attr_t attr;
-	char name[16];
 
 	t->enter = enter_fn;
 	t->enter_arg = arg;
@@ -324,8 +328,6 @@ struct error *iothread_start(struct iothread *t, struct error *(*enter_fn)(void 
 	pthread_attr_destroy(&attr);
 	if (ret)
 		return error_new(ret, "start I/O thread %u", t->index);
-	snprintf(name, sizeof(name), "io%u", t->index % 1000);
-	pthread_setname_np(t->thread, name);
 
 	pthread_mutex_lock(&t->lock);
 	while (!t->entered)

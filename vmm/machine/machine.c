@@ -186,19 +186,8 @@ struct error *machine_activate(struct machine *m)
 {
 	for (unsigned i = 0; i < m->config->disks; i++)
 		TRY(blk_activate(m->disk[i]));
-	for (unsigned i = 0; i < PCI_PORTS; i++)
-		if (m->plug[i].disk)
-			TRY(blk_activate(m->plug[i].disk));
+	TRY(hotplug_activate(m));
 	return firmware_activate(&m->firmware);
-}
-
-/* The first error; a later one is logged. */
-static struct error *keep_first(struct error *first, struct error *err)
-{
-	if (!first)
-		return err;
-	log_error(err);
-	return first;
 }
 
 struct error *machine_deactivate(struct machine *m)
@@ -206,11 +195,8 @@ struct error *machine_deactivate(struct machine *m)
 	struct error *first = firmware_deactivate(&m->firmware);
 
 	for (unsigned i = 0; i < m->config->disks; i++)
-		first = keep_first(first, blk_deactivate(m->disk[i]));
-	for (unsigned i = 0; i < PCI_PORTS; i++)
-		if (m->plug[i].disk)
-			first = keep_first(first, blk_deactivate(m->plug[i].disk));
-	return first;
+		first = error_first(first, blk_deactivate(m->disk[i]));
+	return error_first(first, hotplug_deactivate(m));
 }
 
 struct error *machine_create(struct machine *m, struct vm_config *config)

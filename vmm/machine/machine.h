@@ -136,8 +136,9 @@ struct machine {
 [[nodiscard]] struct error *machine_create_devices(struct machine *machine);
 void machine_destroy_devices(struct machine *machine);
 
-/* Makes a disk's device, not yet its PCI function; takes its descriptor. */
+/* Makes a disk's or an interface's device, not yet its PCI function; takes the descriptors. */
 [[nodiscard]] struct error *machine_make_disk(struct machine *machine, struct disk_config *config, struct blk **disk);
+[[nodiscard]] struct error *machine_make_net(struct machine *machine, struct net_options *options, struct net **net);
 
 /* A part of the machine with state; @name is copied. */
 void machine_add_unit(struct machine *machine, const char *name, const struct unit_ops *ops, void *self);

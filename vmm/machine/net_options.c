@@ -1,7 +1,8 @@
 /*
  * --net: the options of a network interface, and the opening of what they name.
  *
- * Touches: before the guest runs /dev/net/tun, /dev/vhost-net, passt's socket.
+ * Touches: before the guest runs /dev/net/tun, /dev/vhost-net, passt's socket; later the descriptors of an interface
+ * that is added.
  */
 #include "vmm/machine/config.h"
 
@@ -13,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define AT(member) offsetof(struct net_options, member)
@@ -68,6 +70,8 @@ static const struct option fields[] = {
 	{"mtu", OPTION_NUMBER, AT(mtu), .aka = "host_mtu", .min = NET_MTU_MIN, .max = NET_MTU_MAX,
 	 .help = "the largest packet, as the guest is told (default: it decides)"},
 	{"link", OPTION_CHOICE, AT(down), .choices = up_or_down, .help = "whether the cable is in (default: up)"},
+	{"port", OPTION_NUMBER, AT(port), .min = 1, .max = PCI_PORTS,
+	 .help = "the hot-plug port that it is in (default: a slot of its own)"},
 	{NULL},
 };
 
@@ -185,14 +189,64 @@ struct error *config_open_nets(struct vm_config *config)
 {
 	for (unsigned i = 0; i < config->nets; i++)
 		TRY(error_wrap(open_net(&config->net[i]), "--net: %s", config->net[i].id));
+	for (unsigned i = 0; i < PCI_PORTS; i++)
+		if (config->plugged[i].kind == CARD_NET)
+			TRY(error_wrap(open_net(&config->plugged[i].net), "--net: %s", config->plugged[i].net.id));
 	return NULL;
+}
+
+void config_close_net(struct net_options *net)
+{
+	for (unsigned pair = 0; pair < NET_PAIRS_MAX; pair++) {
+		close_fd(&net->device.fd[pair]);
+		close_fd(&net->device.vhost_fd[pair]);
+	}
 }
 
 void config_release_nets(struct vm_config *config)
 {
 	for (unsigned i = 0; i < config->nets; i++)
-		for (unsigned pair = 0; pair < NET_PAIRS_MAX; pair++) {
-			close_fd(&config->net[i].device.fd[pair]);
-			close_fd(&config->net[i].device.vhost_fd[pair]);
-		}
+		config_close_net(&config->net[i]);
+	for (unsigned i = 0; i < PCI_PORTS; i++)
+		if (config->plugged[i].kind == CARD_NET)
+			config_close_net(&config->plugged[i].net);
+}
+
+/* --- one that is added --- */
+
+static struct error *check_added(const int *fds, unsigned count, struct net_options *net)
+{
+	struct net_config *device = &net->device;
+	struct stat st;
+
+	if (count > 0 && fstat(fds[0], &st) == 0 && S_ISSOCK(st.st_mode)) {
+		device->kind = NET_PASST;
+		if (count != 1 || device->pairs != 1)
+			return error_new(EINVAL, "passt has one socket and one pair of queues");
+		return net_passt_check(fds[0]);
+	}
+	device->kind = NET_TAP;
+	if (count != device->pairs && count != 2 * device->pairs)
+		return error_hint(error_new(EINVAL, "%u descriptors came along", count),
+				  "pass a tap's %u queues (and /dev/vhost-net as often), or passt's socket",
+				  device->pairs);
+	for (unsigned i = 0; i < device->pairs; i++)
+		TRY(net_tap_check(fds[i])); /* the others are checked by net_new() */
+	return NULL;
+}
+
+struct error *config_net(const json_t *json, const int *fds, unsigned count, struct net_options *net)
+{
+	begin(NULL, net, 0);
+	net->id[0] = '\0';
+	TRY(option_json(fields, "net", json, net));
+	if (net->tap || net->passt || net->vhost)
+		return error_hint(error_new(EINVAL, "tap, passt and vhost are not for an interface that is added"),
+				  "pass its descriptors");
+	if (net->id[0] == '\0')
+		return error_new(EINVAL, "the interface needs an id");
+	TRY(check_added(fds, count, net));
+	net->device.mtu = (uint16_t)net->mtu;
+	net->device.link_down = net->down;
+	return NULL;
 }

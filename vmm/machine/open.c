@@ -195,10 +195,10 @@ struct error *config_open(struct vm_config *config)
 	TRY(option_open(&config->restore, "--restore", O_RDONLY));
 	for (unsigned i = 0; i < config->disks; i++)
 		TRY(open_disk(&config->disk[i]));
-	TRY(config_open_nets(config));
 	for (unsigned i = 0; i < PCI_PORTS; i++)
-		if (config->plugged[i].file.name)
-			TRY(open_disk(&config->plugged[i]));
+		if (config->plugged[i].kind == CARD_DISK)
+			TRY(open_disk(&config->plugged[i].disk));
+	TRY(config_open_nets(config));
 	TRY(open_kvm(config));
 	TRY(open_serial(config));
 	for (unsigned i = 0; i < config->consoles; i++)
@@ -225,7 +225,7 @@ void config_release(struct vm_config *config)
 		close_fd(&config->disk[i].blk.fd);
 	config_release_nets(config);
 	for (unsigned i = 0; i < PCI_PORTS; i++)
-		if (config->plugged[i].file.name)
-			close_fd(&config->plugged[i].blk.fd);
+		if (config->plugged[i].kind == CARD_DISK)
+			close_fd(&config->plugged[i].disk.blk.fd);
 	json_decref(config->json);
 }

@@ -99,8 +99,6 @@ static struct error *check_disk(const char *what, const void *object, const void
 					  "give each an id=NAME of its own");
 		if (disk->boot_index != BOOT_INDEX_NONE && config->disk[i].boot_index == disk->boot_index)
 			return error_new(EEXIST, "%s: two disks have the bootindex %u", what, disk->boot_index);
-		if (disk->port && config->disk[i].port == disk->port)
-			return error_new(EEXIST, "%s: two disks are in port %u", what, disk->port);
 	}
 	if (disk->port && disk->boot_index != BOOT_INDEX_NONE)
 		return error_new(EINVAL, "%s: a disk in a port has no bootindex", what);
@@ -230,7 +228,7 @@ static struct error *check_vsock(const char *what, const void *object, const voi
 static const struct option_group vsock_group = {
 	.fields = vsock_fields, .bytes = sizeof(struct vsock_options), .check = check_vsock};
 
-/* --- disks in ports --- */
+/* --- what is in ports --- */
 
 struct error *config_disk(const json_t *json, const struct vm_config *config, struct disk_config *disk)
 {
@@ -247,18 +245,40 @@ struct error *config_disk(const json_t *json, const struct vm_config *config, st
 	return NULL;
 }
 
-/* Takes the disks that are in ports out of the others. */
-static void sort_disks(struct vm_config *config)
+static struct error *take_port(struct vm_config *config, unsigned port, enum card kind, struct card_config **out)
 {
-	unsigned kept = 0;
+	*out = &config->plugged[port - 1];
+	if ((*out)->kind)
+		return error_new(EEXIST, "port %u: two devices are in it", port);
+	(*out)->kind = kind;
+	return NULL;
+}
+
+/* Takes the devices that are in ports out of the others. */
+static struct error *sort_cards(struct vm_config *config)
+{
+	unsigned disks = 0, nets = 0;
+	struct card_config *card;
 
 	for (unsigned i = 0; i < config->disks; i++) {
-		if (config->disk[i].port)
-			config->plugged[config->disk[i].port - 1] = config->disk[i];
-		else
-			config->disk[kept++] = config->disk[i];
+		if (config->disk[i].port) {
+			TRY(take_port(config, config->disk[i].port, CARD_DISK, &card));
+			card->disk = config->disk[i];
+		} else {
+			config->disk[disks++] = config->disk[i];
+		}
 	}
-	config->disks = kept;
+	config->disks = disks;
+	for (unsigned i = 0; i < config->nets; i++) {
+		if (config->net[i].port) {
+			TRY(take_port(config, config->net[i].port, CARD_NET, &card));
+			card->net = config->net[i];
+		} else {
+			config->net[nets++] = config->net[i];
+		}
+	}
+	config->nets = nets;
+	return NULL;
 }
 
 /* --- --balloon --- */
@@ -520,7 +540,6 @@ const struct option config_options[] = {
 	 .help = "an i6300ESB watchdog, and what is done when it expires"},
 	{"on-panic", OPTION_CHOICE, AT(on_panic), .choices = guest_actions,
 	 .help = "what is done when the guest's kernel says that it panicked (default: run)"},
-	{"hotplug", OPTION_FLAG, AT(hotplug), .help = "four PCI Express ports for disks that come and go"},
 	{"serial", OPTION_TEXT, AT(serial), .value = "stdio|none|pty|file=PATH|socket=PATH|fd=N",
 	 .help = "where the first serial port leads (default: stdio; on a terminal, Ctrl-A x ends the machine). A "
 		 "pty's "
@@ -558,10 +577,6 @@ static struct error *check(struct vm_config *config)
 				  "a saved state brings its kernel along");
 	if (config->initrd.name && !config->kernel.name)
 		return error_new(EINVAL, "--initrd without --kernel");
-	for (unsigned i = 0; i < PCI_PORTS; i++)
-		if (config->plugged[i].file.name && !config->hotplug)
-			return error_hint(error_new(EINVAL, "--disk: port=%u: the machine has no ports", i + 1),
-					  "give --hotplug");
 	if (config->vars.name && !config->firmware.name)
 		return error_new(EINVAL, "--vars without --firmware");
 	return check_agent(config);
@@ -626,6 +641,6 @@ struct error *config_parse(int argc, char **argv, struct vm_config *config)
 	for (unsigned i = 0; i < config->disks; i++)
 		if (config->disk[i].blk.queues == 0)
 			config->disk[i].blk.queues = MIN(config->cpus, 4u);
-	sort_disks(config);
+	TRY(sort_cards(config));
 	return config->help || config->version ? NULL : check(config);
 }

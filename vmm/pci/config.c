@@ -10,6 +10,7 @@
  * Touches: its device tree, and the two buses it is on.
  */
 #include "vmm/pci/internal.h"
+#include "vmm/pci/port.h"
 
 #include "base/util.h"
 
@@ -272,29 +273,35 @@ void pci_bus_reset_port(struct pci_bus *bus, const struct bus_ops *ops, void *se
 	bus->reset_port_self = self;
 }
 
+static void include(struct pci_layout *layout, uint64_t base, uint64_t end)
+{
+	bool first = layout->mmio64_end == 0;
+
+	layout->mmio64_base = first ? base : MIN(layout->mmio64_base, base);
+	layout->mmio64_end = MAX(layout->mmio64_end, end);
+}
+
 static void include_bars(struct pci_device *dev, void *arg)
 {
-	struct pci_layout *layout = arg;
-
 	for (unsigned i = 0; i < PCI_BARS; i++) {
 		const struct pci_bar *bar = &dev->bar[i];
-		if (!bar->mapped || bar->kind != PCI_BAR_MEM64 || bar->address < 4 * GIB)
-			continue;
-		bool first = layout->mmio64_end == 0;
-		layout->mmio64_base = first ? bar->address : MIN(layout->mmio64_base, bar->address);
-		layout->mmio64_end = MAX(layout->mmio64_end, bar->address + bar->size);
+		if (bar->mapped && bar->kind == PCI_BAR_MEM64 && bar->address >= 4 * GIB)
+			include(arg, bar->address, bar->address + bar->size);
 	}
 }
 
 void pci_bus_layout(struct pci_bus *bus, struct pci_layout *layout)
 {
-	uint64_t bytes;
+	uint64_t bytes, base, end;
 
 	*layout = (struct pci_layout){};
 	pthread_mutex_lock(&bus->lock);
 	if (!ecam_wanted(bus, &layout->ecam_base, &bytes))
 		layout->ecam_base = PCI_ECAM_BASE;
 	pci_each(bus, include_bars, layout);
+	for (unsigned i = 0; i < PCI_PORTS; i++)
+		if (bus->port[i] && pci_port_window64(bus->port[i], &base, &end))
+			include(layout, base, end);
 	pthread_mutex_unlock(&bus->lock);
 }
 

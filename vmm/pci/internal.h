@@ -94,6 +94,9 @@ struct pci_device *pci_port_target(const struct pci_port *port, unsigned bus, un
 /* Whether the port passes accesses of these addresses on. */
 bool pci_port_passes(const struct pci_port *port, uint64_t address, uint64_t size);
 
+/* The range above 4 GiB that the bridge is told to pass, whether it does so now or not. False: there is none. */
+bool pci_port_window64(const struct pci_port *port, uint64_t *base, uint64_t *end);
+
 /* --- msix.c --- */
 
 /* Follows the capability's control register. */

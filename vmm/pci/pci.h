@@ -203,7 +203,10 @@ bool pci_msix_enabled(const struct pci_device *dev);
 /* True when the guest lets the device master the bus (reach memory). */
 bool pci_bus_master(const struct pci_device *dev);
 
-/* Where the guest has put ECAM, and the range that holds every decoded BAR above 4 GiB (both 0: there is none). */
+/*
+ * Where the guest has put ECAM, and the range that holds every decoded BAR and every window of a bridge above 4 GiB
+ * (both 0: there is none).
+ */
 struct pci_layout {
 	uint64_t ecam_base;
 	uint64_t mmio64_base, mmio64_end;

@@ -147,6 +147,13 @@ bool pci_port_passes(const struct pci_port *port, uint64_t address, uint64_t siz
 	       last <= (window(dev, PREFETCH_LIMIT, PREFETCH_LIMIT_HIGH) | 0xfffff);
 }
 
+bool pci_port_window64(const struct pci_port *port, uint64_t *base, uint64_t *end)
+{
+	*base = window(&port->pci, PREFETCH_BASE, PREFETCH_BASE_HIGH);
+	*end = (window(&port->pci, PREFETCH_LIMIT, PREFETCH_LIMIT_HIGH) | 0xfffff) + 1;
+	return *base >= 4 * GIB && *base < *end;
+}
+
 /* --- making it --- */
 
 static void close_windows(struct pci_device *dev)

@@ -306,12 +306,30 @@ static void test_moves(void **state)
 	assert_int_equal(pci_port_settle(&b.port[1]), PCI_PORT_EJECT);
 }
 
+/* The windows that firmware gave bridges far up are in what ACPI tells of. */
+static void test_layout(void **state)
+{
+	struct pci_layout layout;
+
+	pci_bus_layout(&b.pci, &layout);
+	assert_int_equal(layout.mmio64_end, 0);
+	port_put(1, 0x24, 0x20012001, 4);
+	port_put(1, 0x28, 0xe0, 4);
+	port_put(1, 0x2c, 0xe0, 4);
+	port_put(3, 0x24, 0x7ff16001, 4);
+	port_put(3, 0x28, 0xe0, 4);
+	port_put(3, 0x2c, 0xe1, 4);
+	pci_bus_layout(&b.pci, &layout);
+	assert_int_equal(layout.mmio64_base, 0xe020000000);
+	assert_int_equal(layout.mmio64_end, 0xe180000000);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
 		TEST(test_header), TEST(test_routing), TEST(test_windows), TEST(test_insert_and_remove),
-		TEST(test_pins),   TEST(test_moves),
+		TEST(test_pins),   TEST(test_moves),   TEST(test_layout),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -240,6 +240,10 @@ static const struct {
 	{VHOST_NET_SET_BACKEND, IO},
 	{TUNSETOFFLOAD, IO},
 	{TUNSETQUEUE, IO},
+	/* An interface that comes later is looked at. */
+	{TUNGETIFF, MAIN},
+	{TUNSETVNETHDRSZ, MAIN},
+	{VHOST_GET_FEATURES, MAIN},
 	/* A terminal's mode is put back at the end; a disk that comes later is measured. */
 	{TCGETS, MAIN},
 	{TCSETS, MAIN},
