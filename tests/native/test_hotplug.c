@@ -99,8 +99,8 @@ static void use_disk(uint8_t round)
 }
 
 /*
- * rounds=N: so often a disk is added and removed. cold=1: one is there from the start. deaf=1: the guest does not let it
- * go. nic=1: it is an interface; each time frames are sent back until a character comes over the serial port.
+ * rounds=N: so often a disk is added and removed. cold=1: one is there from the start. deaf=1: the guest does not let
+ * it go. nic=1: it is an interface; each time frames are sent back until a character comes over the serial port.
  */
 void test_hotplug(void)
 {
