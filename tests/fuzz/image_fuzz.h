@@ -146,7 +146,7 @@ static size_t fuzz_expand(const uint8_t *data, size_t size, uint8_t *image)
 		end = MAX(end, (size_t)sector * 512 + len);
 		at += FUZZ_PIECE + len;
 	}
-	return end + (size - at);
+	return end + (size - at) <= FUZZ_FILE_MAX ? end + (size - at) : 0;
 }
 
 /* The other way. Returns the bytes of the input. */
