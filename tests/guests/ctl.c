@@ -4,10 +4,11 @@
  *
  *     ctl SOCKET METHOD [PATH [PARAMS]]   PATH is created and its descriptor passed along ("": none); PARAMS is JSON
  *
- * +PATH is there, and is opened for reading and writing.
+ * +PATH is there, and is opened for reading and writing; =PATH is a listening stream socket, and is connected to.
  *
  * Exit status: 0 a result, 1 an error came back, 2 no answer.
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -43,8 +44,23 @@ static ssize_t send_call(int sock, const char *method, int passed, const char *p
 	return sendmsg(sock, &msg, 0);
 }
 
+static int connect_to(const char *path, int type)
+{
+	struct sockaddr_un addr = {.sun_family = AF_UNIX};
+	int sock = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+
+	if (strlen(path) >= sizeof(addr.sun_path)) {
+		errno = ENAMETOOLONG;
+		return -1;
+	}
+	strcpy(addr.sun_path, path);
+	return sock < 0 || connect(sock, (struct sockaddr *)&addr, sizeof(addr)) < 0 ? -1 : sock;
+}
+
 static int open_path(const char *path)
 {
+	if (*path == '=')
+		return connect_to(path + 1, SOCK_STREAM);
 	if (*path == '+')
 		return open(path + 1, O_RDWR | O_CLOEXEC);
 	return open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
@@ -52,17 +68,15 @@ static int open_path(const char *path)
 
 int main(int argc, char **argv)
 {
-	struct sockaddr_un addr = {.sun_family = AF_UNIX};
 	char answer[65536];
 	int passed = -1;
 
-	if (argc < 3 || strlen(argv[1]) >= sizeof(addr.sun_path)) {
+	if (argc < 3) {
 		fprintf(stderr, "usage: ctl SOCKET METHOD [PATH [PARAMS]]\n");
 		return 2;
 	}
-	strcpy(addr.sun_path, argv[1]);
-	int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	if (sock < 0 || connect(sock, (struct sockaddr *)&addr, sizeof(addr)) < 0)
+	int sock = connect_to(argv[1], SOCK_SEQPACKET);
+	if (sock < 0)
 		return complain(argv[1]);
 	if (argc > 3 && argv[3][0] && (passed = open_path(argv[3])) < 0)
 		return complain(argv[3]);

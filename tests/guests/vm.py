@@ -12,8 +12,9 @@ import struct
 import subprocess
 from pathlib import Path
 
-from host import CLONE, Host, Process, Result
+from host import CLONE, Host, Result
 from initrd import CLOUD_KERNEL, busybox_initrd
+from shell import INIT, Shell
 
 VMM = CLONE / "build/release/vmm/glint-vmm"
 CTL = CLONE / "build/release/tests/guests/ctl"
@@ -21,13 +22,6 @@ VMLINUZ = CLOUD_KERNEL / "vmlinuz"
 CMDLINE = "console=ttyS0 quiet panic=-1 reboot=t"
 MODULES = ["virtio_blk", "virtio_rng", "button", "evdev", "virtio_balloon", "pvpanic-mmio", "i6300esb"]
 BOOT_SECONDS = 240  # nested, on a busy machine
-
-# Runs each line that comes as a command of its shell: no prompt, no echo, so what is read is what was printed.
-INIT = """
-stty -echo
-echo SHELL READY
-while read -r line; do eval "$line"; done
-"""
 
 
 def initrd(modules: tuple[str, ...] = ()) -> Path:
@@ -52,7 +46,7 @@ def vmlinux() -> Path:
     return path
 
 
-class Guest:
+class Guest(Shell):
     def __init__(
         self,
         host: Host,
@@ -70,7 +64,7 @@ class Guest:
             argv += ["--restore", restore]
         elif direct:
             argv += ["--kernel", kernel or VMLINUZ, "--initrd", initrd(modules), "--cmdline", CMDLINE]
-        self.process: Process = host.spawn([*map(str, argv), *map(str, args)])
+        self.process = host.spawn([*map(str, argv), *map(str, args)])
 
     def __enter__(self) -> "Guest":
         return self
@@ -81,20 +75,8 @@ class Guest:
             self.process.wait()
 
     def ready(self) -> "Guest":
-        self.process.read_until("SHELL READY", timeout=BOOT_SECONDS)
+        self.await_shell(BOOT_SECONDS)
         return self
-
-    def send(self, command: str) -> None:
-        self.process.write(command.encode() + b"\n")
-
-    def sh(self, command: str, timeout: float = 120) -> str:
-        """Runs a command line in the guest's shell and returns what it printed. Fails when the command fails."""
-        mark = secrets.token_hex(4)
-        self.send(f"{{ {command}; }} 2>&1; echo '<{mark}'$?'>'")
-        text = self.process.read_until(rf"<{mark}\d+>", timeout=timeout).decode(errors="replace").replace("\r", "")
-        output, _, status = text.rpartition(f"<{mark}")
-        assert status == "0>", f"in the guest: {command}: {status} {output}"
-        return output.strip("\n")
 
     def call(self, method: str, path: str | None = None, check: bool = True, **params: object) -> dict:
         """Calls the control socket; @path is created on the host and passed along."""
