@@ -108,5 +108,5 @@ class Machine:
         host.run(["cp", OVMF_VARS, self.vars])
         self.args: list[str | Path] = ["--firmware", OVMF_CODE, "--vars", self.vars, "--memory", "512M", "--cpus", "2"]
         if disk:
-            host.run(["cp", "--sparse=always", disk, self.disk])
+            host.run(["cp", "--sparse=always", disk, self.disk], timeout=300)
             self.args += ["--disk", f"path={self.disk},id=system"]
