@@ -147,3 +147,22 @@ struct error *io_extend(struct disk_io *io, int fd, uint64_t size, const char *w
 	TRY(io_write(io, fd, zeroes, size - from, from, what));
 	return io_sync(io, fd, what);
 }
+
+int io_fallocate(struct disk_io *io, int fd, int mode, uint64_t offset, uint64_t len)
+{
+	struct at_once a = {.op.done = at_once_done};
+
+	io->fallocate(io, &a.op, (unsigned)fd, mode | FALLOC_FL_KEEP_SIZE, offset, len);
+	return wait_for(&a);
+}
+
+struct error *io_zero(struct disk_io *io, int fd, uint64_t offset, uint64_t len, const char *what)
+{
+	static const uint8_t zeroes[64 * KIB] __attribute__((aligned(4096)));
+
+	if (len == 0 || io_fallocate(io, fd, FALLOC_FL_ZERO_RANGE, offset, len) >= 0)
+		return NULL;
+	for (uint64_t end = offset + len; offset < end; offset += sizeof(zeroes))
+		TRY(io_write(io, fd, zeroes, (size_t)MIN(end - offset, sizeof(zeroes)), offset, what));
+	return NULL;
+}

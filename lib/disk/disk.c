@@ -59,12 +59,18 @@ static struct error *probe(struct image *image)
 	TRY(io_read(io, image->file.fd, head, len, 0, "the first block"));
 	if (has_tail)
 		TRY(io_read(io, image->file.fd, tail, 512, end, "the last block"));
+	const struct disk_format *found = NULL;
 	for (size_t i = 0; i < ARRAY_SIZE(formats); i++) {
-		if (formats[i]->probe && formats[i]->probe(head, len, has_tail ? tail : NULL)) {
-			image->format = formats[i];
-			break;
-		}
+		if (!formats[i]->probe || !formats[i]->probe(head, len, has_tail ? tail : NULL))
+			continue;
+		if (found)
+			return error_hint(error_new(EINVAL, "it is %s by its first block, %s by its last", found->name,
+						    formats[i]->name),
+					  "say which it is");
+		found = formats[i];
 	}
+	if (found)
+		image->format = found;
 	return NULL;
 }
 

@@ -137,5 +137,9 @@ enum transferred request_transferred(struct disk_request *r, int *res);
 [[nodiscard]] struct error *io_sync(struct disk_io *io, int fd, const char *what);
 /* Makes a file at least @size bytes long, by zeroes at its end. */
 [[nodiscard]] struct error *io_extend(struct disk_io *io, int fd, uint64_t size, const char *what);
+/* fallocate(2) with @mode and KEEP_SIZE: 0 or -errno. */
+[[nodiscard]] int io_fallocate(struct disk_io *io, int fd, int mode, uint64_t offset, uint64_t len);
+/* Zeroes [offset, offset + len), which is inside the file: by the file system, or by writing where that cannot. */
+[[nodiscard]] struct error *io_zero(struct disk_io *io, int fd, uint64_t offset, uint64_t len, const char *what);
 
 #endif

@@ -312,27 +312,11 @@ static struct error *load_table(struct image *image, struct vhd *v)
 	return check_blocks(image, v);
 }
 
-struct punch {
-	struct disk_op op;
-	int res;
-};
-
-static void punched(struct disk_op *op, int res)
-{
-	((struct punch *)op)->res = res;
-}
-
 /* Zeroes what lies between the blocks and the footer, or has new blocks come behind it where that cannot be done. */
 static void clear_slack(struct image *image, struct vhd *v)
 {
-	struct disk_io *io = io_of(image);
-	struct punch punch = {.op.done = punched, .res = -EIO};
-
-	if (v->end >= v->footer_at)
-		return;
-	io->fallocate(io, &punch.op, (unsigned)image->file.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, v->end,
-		      v->footer_at - v->end);
-	if (punch.res < 0)
+	if (v->end < v->footer_at &&
+	    io_fallocate(io_of(image), image->file.fd, FALLOC_FL_PUNCH_HOLE, v->end, v->footer_at - v->end) < 0)
 		v->end = v->footer_at;
 }
 
@@ -570,20 +554,6 @@ static struct error *create(int fd, const struct disk_create *c)
 
 /* --- growing --- */
 
-/* Zeroes a range: by a hole, or by writing where there are none. */
-static struct error *zero(struct image *image, uint64_t at, uint64_t end)
-{
-	static const uint8_t zeroes[64 * KIB];
-	struct punch punch = {.op.done = punched, .res = -EIO};
-
-	if (at < end)
-		io_of(image)->fallocate(io_of(image), &punch.op, (unsigned)image->file.fd,
-					FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, end - at);
-	for (; punch.res < 0 && at < end; at += sizeof(zeroes))
-		TRY(write_part(image, zeroes, MIN(end - at, sizeof(zeroes)), at, "zeroes over the old footer"));
-	return NULL;
-}
-
 /*
  * A fixed disk: its footer once more at the end that it will have; then zeroes over the old one, which will be among
  * the data; then the new size.
@@ -601,7 +571,8 @@ static struct error *grow_fixed(struct image *image, struct vhd *v, uint64_t siz
 		TRY(write_part(image, footer, VHD_FOOTER_BYTES, at, "the footer"));
 		TRY(sync_parts(image, "the new footer"));
 	}
-	TRY(zero(image, v->foot.size, at > old ? old + VHD_FOOTER_BYTES : old));
+	TRY(io_zero(io_of(image), image->file.fd, v->foot.size,
+		    (at > old ? old + VHD_FOOTER_BYTES : old) - v->foot.size, "zeroes over the old footer"));
 	TRY(sync_parts(image, "zeroes over the old footer"));
 	vhd_resize_footer(footer, size);
 	TRY(write_part(image, footer, VHD_FOOTER_BYTES, at, "the footer"));

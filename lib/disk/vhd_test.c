@@ -397,6 +397,21 @@ static void test_footers(void **state)
 	expect_refused(fd, "less than a VHD footer");
 }
 
+/* The guest of a fixed disk may write what begins a VHDX file, whose parents it would choose: nobody guesses then. */
+static void test_two_formats(void **state)
+{
+	struct disk_options options = {.name = "a.vhd"};
+	cleanup_fd int fd = make("fixed", MIB, 0);
+	struct disk *disk = NULL;
+
+	assert_int_equal(pwrite(fd, "vhdxfile", 8, 0), 8);
+	assert_error(disk_open(&disk, fd, &options), "vhdx by its first block, vhd by its last");
+	options.format = "vhd";
+	assert_no_error(disk_open(&disk, fd, &options));
+	steal_fd(&fd);
+	disk_close(disk);
+}
+
 static void test_truncated(void **state)
 {
 	cleanup_fd int fd = make_written(3);
@@ -509,8 +524,9 @@ int main(void)
 		cmocka_unit_test(test_refused_makings), cmocka_unit_test(test_chain),
 		cmocka_unit_test(test_wrong_parents),   cmocka_unit_test(test_crowds),
 		cmocka_unit_test(test_hostile_tables),  cmocka_unit_test(test_footers),
-		cmocka_unit_test(test_truncated),       cmocka_unit_test(test_sparse_bitmap),
-		cmocka_unit_test(test_errors),          cmocka_unit_test(test_growth),
+		cmocka_unit_test(test_two_formats),     cmocka_unit_test(test_truncated),
+		cmocka_unit_test(test_sparse_bitmap),   cmocka_unit_test(test_errors),
+		cmocka_unit_test(test_growth),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -186,21 +186,6 @@ static struct error *check_target(const struct replay *r, uint64_t at, uint64_t 
 	return NULL;
 }
 
-static struct error *zero_range(const struct vhdx *v, uint64_t at, uint64_t len)
-{
-	static const uint8_t zeroes[64 * 1024] __attribute__((aligned(4096)));
-
-	if (fallocate(v->image->file.fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)len) == 0)
-		return NULL;
-	for (; len > 0;) {
-		size_t piece = MIN(len, sizeof(zeroes));
-		TRY(io_write(v->image->disk->io, v->image->file.fd, zeroes, piece, at, "zeroes of the log"));
-		at += piece;
-		len -= piece;
-	}
-	return NULL;
-}
-
 /* Checks an entry, or (@write) carries it out. */
 static struct error *apply(const struct replay *r, const struct found *f, bool write)
 {
@@ -228,7 +213,7 @@ static struct error *apply(const struct replay *r, const struct found *f, bool w
 		if (!write) {
 			TRY(check_target(r, at, len, MAX(last, v->image->file.size)));
 		} else if (zero) {
-			TRY(zero_range(v, at, len));
+			TRY(io_zero(v->image->disk->io, v->image->file.fd, at, len, "zeroes of the log"));
 		} else {
 			memcpy(page, entry + (size_t)data++ * VHDX_LOG_SECTOR, VHDX_LOG_SECTOR);
 			memcpy(page, d + 8, 8);

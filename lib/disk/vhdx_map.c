@@ -373,16 +373,13 @@ static struct error *scan(struct plan *plan)
 }
 
 /* What lies behind all blocks is what a crash left: it must read as zeroes when new blocks come there. */
-static struct error *clear_tail(struct vhdx *v, uint64_t end)
+static void clear_tail(struct vhdx *v, uint64_t end)
 {
 	v->end = align_up(end, VHDX_UNIT);
 	if (v->image->readonly || v->end >= v->file_end)
-		return NULL;
-	if (fallocate(v->image->file.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)v->end,
-		      (off_t)(v->file_end - v->end)) == 0)
-		return NULL;
-	v->end = align_up(v->file_end, VHDX_UNIT);
-	return NULL;
+		return;
+	if (io_fallocate(v->image->disk->io, v->image->file.fd, FALLOC_FL_PUNCH_HOLE, v->end, v->file_end - v->end) < 0)
+		v->end = align_up(v->file_end, VHDX_UNIT);
 }
 
 static struct error *make_memory(struct vhdx *v)
@@ -424,7 +421,9 @@ struct error *vhdx_map_load(struct vhdx *v)
 	use(&plan, v->metadata_at, v->metadata_bytes);
 	struct error *err = scan(&plan);
 	unmap(plan.used, bytes);
-	return err ? err : clear_tail(v, plan.end);
+	if (!err)
+		clear_tail(v, plan.end);
+	return err;
 }
 
 void vhdx_map_free(struct vhdx *v)

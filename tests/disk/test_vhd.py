@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Model, call, engine, engine_info, qemu_img, vhdi_contents  # type: ignore[attr-defined]
+from beside import Model, call, engine, engine_info, qemu_img, vhdi_contents
 
 MIB = 1 << 20
 
