@@ -154,8 +154,8 @@ def test_tap_with_vhost(network: Host) -> None:
             guest.call("quit")
             assert guest.wait() == 0
             guest = Guest(host, *args(vhost), restore=state)
-            host.run(["rm", state])
             assert peer.said("announced") == [["announced", GUEST_IP, MAC]]
+            host.run(["rm", state])
             assert peer.process.stdout.count(b"<announced") == turn + 1
             assert guest.call("stats")["result"]["nets"][0]["vhost"] == (vhost == "on")
             # Both streams go on behind the silence.
