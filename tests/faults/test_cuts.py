@@ -46,15 +46,30 @@ def test_cuts(disk: str, tmp_path: Path, rng: random.Random) -> None:
     assert found["cuts"] > 300 and found["flushes"] > 10
 
 
-@pytest.mark.parametrize("disk", PROOFS)
-def test_proof(disk: str, tmp_path: Path, rng: random.Random) -> None:
-    kinds = run(tmp_path, *PROOFS[disk], "--seed", str(rng.randrange(2**32)), "--steps", "200", "--proof")["kinds"]
+def proven(kinds: list[dict]) -> bool:
     needed, found = (sum(kind[key] for kind in kinds) for key in ("needed", "needed_found"))
     # What a guest was told is durable may have been made so by chance, by a flush that was begun earlier.
-    assert needed > 1 and found >= 0.6 * needed
+    if needed < 2 or found < 0.6 * needed:
+        return False
+    # Of the flushes that order writes, some must be seen to matter; what is outside a guest's flush may not.
+    seen: dict[tuple[int, int], int] = {}
     for kind in kinds:
-        # Of the flushes that order writes, some must be seen to matter; what is outside a guest's flush may not.
-        assert kind["found"] or kind["flushes"] < 8 or not kind["of"], kind
+        if kind["of"] > 1:
+            seen[kind["which"], kind["of"]] = seen.get((kind["which"], kind["of"]), 0) + kind["found"]
+    return all(seen.values())
+
+
+@pytest.mark.parametrize("disk", PROOFS)
+def test_proof(disk: str, tmp_path: Path, rng: random.Random) -> None:
+    """In one world in twenty luck hides what a kind of flush is for; in four together, it does not."""
+    kinds: list[dict] = []
+    for world in range(4):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        kinds += run(folder, *PROOFS[disk], "--seed", str(rng.randrange(2**32)), "--steps", "200", "--proof")["kinds"]
+        if proven(kinds):
+            return
+    raise AssertionError(f"flushes are taken away, and nothing is lost: {kinds}")
 
 
 @pytest.mark.soak
