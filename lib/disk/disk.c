@@ -14,7 +14,7 @@
 #include <sys/stat.h>
 
 /* In the order in which they are looked for; raw is what is left. */
-static const struct disk_format *const formats[] = {&disk_vhdx, &disk_vhd, &disk_raw};
+static const struct disk_format *const formats[] = {&disk_vhdx, &disk_vhd, &disk_qcow2, &disk_raw};
 
 const struct disk_format *disk_format_named(const char *name)
 {
@@ -26,7 +26,8 @@ const struct disk_format *disk_format_named(const char *name)
 
 static struct error *unknown_format(const char *disk, const char *format)
 {
-	return error_hint(error_new(ENOTSUP, "%s: unknown disk format \"%s\"", disk, format), "use raw, vhd or vhdx");
+	return error_hint(error_new(ENOTSUP, "%s: unknown disk format \"%s\"", disk, format),
+			  "use raw, vhd, vhdx or qcow2");
 }
 
 /* --- images --- */
@@ -38,6 +39,7 @@ static void image_free(struct image *image)
 	if (image->format->close)
 		image->format->close(image);
 	close_fd(&image->file.fd);
+	free(image->remark);
 	free(image->name);
 	free(image);
 }
@@ -64,7 +66,7 @@ static struct error *probe(struct image *image)
 		if (!formats[i]->probe || !formats[i]->probe(head, len, has_tail ? tail : NULL))
 			continue;
 		if (found)
-			return error_hint(error_new(EINVAL, "it is %s by its first block, %s by its last", found->name,
+			return error_hint(error_new(EINVAL, "its ends are of two formats, %s and %s", found->name,
 						    formats[i]->name),
 					  "say which it is");
 		found = formats[i];
@@ -123,10 +125,17 @@ static struct error *same_file(const struct disk *disk, int fd, const char *name
 	return NULL;
 }
 
-/* The parent must hold what it held when its child was made. */
+/*
+ * The parent must hold what it held when its child was made. Its sectors are the child's: requests go back and forth
+ * between the two, and neither may be asked for less than a sector.
+ */
 static struct error *check_parent(const struct image *child, const struct image *parent)
 {
-	if (memcmp(child->parent_id, parent->data_id, sizeof(child->parent_id)) == 0)
+	if (child->sector != parent->sector)
+		return error_hint(error_new(EINVAL, "%s: it has sectors of %u bytes, its parent, %s, of %u",
+					    child->name, child->sector, parent->name, parent->sector),
+				  "convert one of them");
+	if (child->parent_unknown || memcmp(child->parent_id, parent->data_id, sizeof(child->parent_id)) == 0)
 		return NULL;
 	return error_hint(
 		error_new(ESTALE, "%s: its parent, %s, has changed since it was made", child->name, parent->name),
@@ -134,7 +143,7 @@ static struct error *check_parent(const struct image *child, const struct image 
 }
 
 /* disk_format.parent's @try. */
-static struct error *try_parent(void *arg, const char *locator)
+static struct error *try_parent(void *arg, const char *locator, const char *format)
 {
 	struct disk *disk = arg;
 	struct image *child = disk->image[disk->depth - 1];
@@ -142,7 +151,7 @@ static struct error *try_parent(void *arg, const char *locator)
 
 	TRY(disk->opener->open(disk->opener, locator, O_RDONLY, &fd));
 	TRY(same_file(disk, fd, locator));
-	TRY(add_image(disk, locator, fd, NULL));
+	TRY(add_image(disk, locator, fd, format));
 	steal_fd(&fd);
 	struct image *parent = disk->image[disk->depth - 1];
 	struct error *err = check_parent(child, parent);
@@ -279,6 +288,7 @@ void disk_info(const struct disk *disk, unsigned level, struct disk_info *info)
 		.format = image->format->name,
 		.subformat = image->subformat,
 		.name = image->name,
+		.remark = image->remark,
 		.size = image->size,
 		.file_size = image->file.size,
 		.sector = image->sector,

@@ -35,8 +35,9 @@ struct disk;
 struct disk_options {
 	const char *name; /* for errors: what people know the disk by; copied */
 	/*
-	 * "raw", "vhdx"...; NULL to look. Where a guest writes a raw disk, say so: a guest can write anything into its
-	 * raw disk, the header of another format too, and would be believed the next time.
+	 * "raw", "vhd", "vhdx" or "qcow2", which can only be read; NULL to look. Where a guest writes a raw disk, say
+	 * so: a guest can write anything into its raw disk, the header of another format too, and would be believed the
+	 * next time.
 	 */
 	const char *format;
 	bool readonly;
@@ -78,6 +79,7 @@ struct disk_info {
 	const char *format;    /* "raw", "vhdx"... */
 	const char *subformat; /* "fixed", "dynamic", "differencing"; NULL for formats with none */
 	const char *name;      /* the disk's, or the parent's locator */
+	const char *remark;    /* what people had better know of it, or NULL */
 	uint64_t size;         /* bytes a guest sees */
 	uint64_t file_size;    /* bytes of the file */
 	uint32_t sector;       /* logical sector: the unit of requests */

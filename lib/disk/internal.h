@@ -40,10 +40,12 @@ struct image {
 	uint64_t size;
 	uint32_t sector, physical, block;
 	const char *subformat;
+	char *remark; /* see struct disk_info; freed with the image */
 	uint8_t id[16], data_id[16];
 	/* The parent that open() found named; zero when there is none. */
 	bool has_parent;
-	uint8_t parent_id[16]; /* what its data_id must be */
+	uint8_t parent_id[16]; /* what its data_id must be, */
+	bool parent_unknown;   /* unless the format does not remember */
 	void *state;           /* the format's; freed by format->close() */
 };
 
@@ -56,6 +58,9 @@ struct disk {
 	struct image *image[DISK_CHAIN_MAX];
 	_Atomic(struct disk_tracker *) tracker;
 };
+
+/* Tries a parent's locator; @format: what it must be, or NULL to look. */
+typedef struct error *disk_try_fn(void *arg, const char *locator, const char *format);
 
 struct disk_format {
 	const char *name;
@@ -73,7 +78,7 @@ struct disk_format {
 	 * Tries locators of the parent, in their order: @try answers whether it was the one (NULL) or why not. The
 	 * last error is returned. NULL: the format has no parents.
 	 */
-	struct error *(*parent)(struct image *image, struct error *(*try)(void *arg, const char *locator), void *arg);
+	struct error *(*parent)(struct image *image, disk_try_fn *try, void *arg);
 
 	/* Where [offset, offset + e->len) of the image is, for a request of @type. Any thread, no lock. */
 	void (*map)(struct image *image, enum disk_request_type type, uint64_t offset, struct extent *e);
@@ -86,7 +91,7 @@ struct disk_format {
 	struct error *(*resize)(struct image *image, uint64_t size);
 };
 
-extern const struct disk_format disk_raw, disk_vhd, disk_vhdx;
+extern const struct disk_format disk_raw, disk_vhd, disk_vhdx, disk_qcow2;
 
 /* "format": the one of that name, or NULL. */
 const struct disk_format *disk_format_named(const char *name);
@@ -119,6 +124,8 @@ void request_resume(struct disk_request *r);
 /* Starts the transfer of the request's next @len bytes from or to @offset of the file of @level; of zeroes when it is
  * plain or has no buffers. Its step must hand the result to request_transferred(). */
 void request_transfer(struct disk_request *r, unsigned level, uint64_t offset, uint64_t len);
+/* Answers the next @len bytes of a read, which are then done, with @data. */
+void request_copy(struct disk_request *r, const uint8_t *data, uint64_t len);
 
 enum transferred {
 	TRANSFERRED,     /* all of it */

@@ -382,13 +382,11 @@ static struct error *deactivate(struct image *image)
 
 /* --- parents --- */
 
-typedef struct error *try_fn(void *arg, const char *locator);
-
 /* Adds one more reason why there is no parent, the last one being the one to be told. */
-static bool try_name(const char *name, try_fn *try, void *arg, struct error **err)
+static bool try_name(const char *name, disk_try_fn *try, void *arg, struct error **err)
 {
 	error_free(*err);
-	*err = try(arg, name);
+	*err = try(arg, name, NULL);
 	return *err == NULL;
 }
 
@@ -409,7 +407,7 @@ static struct error *read_name(struct image *image, const struct vhd_locator *lo
 }
 
 /* By the relative path, the plain name, and the absolute path, which an opener that is confined will refuse. */
-static struct error *parent(struct image *image, try_fn *try, void *arg)
+static struct error *parent(struct image *image, disk_try_fn *try, void *arg)
 {
 	const struct vhd *v = image->state;
 	char relative[VHD_NAME_BYTES], absolute[VHD_NAME_BYTES];

@@ -405,7 +405,7 @@ static void test_two_formats(void **state)
 	struct disk *disk = NULL;
 
 	assert_int_equal(pwrite(fd, "vhdxfile", 8, 0), 8);
-	assert_error(disk_open(&disk, fd, &options), "vhdx by its first block, vhd by its last");
+	assert_error(disk_open(&disk, fd, &options), "its ends are of two formats, vhdx and vhd");
 	options.format = "vhd";
 	assert_no_error(disk_open(&disk, fd, &options));
 	steal_fd(&fd);

@@ -99,7 +99,7 @@ static void to_path(char *locator)
 	memmove(locator, from, strlen(from) + 1);
 }
 
-static struct error *vhdx_parent(struct image *image, struct error *(*try)(void *arg, const char *locator), void *arg)
+static struct error *vhdx_parent(struct image *image, disk_try_fn *try, void *arg)
 {
 	/* In the order the specification asks for [2.6.2.6.3]. */
 	static const char *const keys[] = {"relative_path", "volume_path", "absolute_win32_path"};
@@ -110,7 +110,7 @@ static struct error *vhdx_parent(struct image *image, struct error *(*try)(void 
 		if (!locator || !*locator)
 			continue;
 		to_path(locator);
-		struct error *err = try(arg, locator);
+		struct error *err = try(arg, locator, NULL);
 		if (!err) {
 			error_free(first);
 			return NULL;

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from host import BUILD
 
+MIB = 1 << 20
 ENGINE = BUILD / "tests/disk/engine"
 
 

@@ -4,6 +4,7 @@
  *     disk_tool make FILE SIZE SUBFORMAT BLOCK SECTOR [PARENT]
  *     disk_tool write FILE MODEL SEED COUNT [crash]   random changes, to the disk and to a raw file beside it
  *     disk_tool compare FILE MODEL                    read-only
+ *     disk_tool reads FILE MODEL SEED COUNT           random reads by two threads at once, many at a time, read-only
  *     disk_tool grow FILE SIZE
  *
  * FILE is vhdx (or what its contents say), in the working folder, where its parents lie too.
@@ -16,6 +17,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -216,6 +218,122 @@ static struct error *compare(char **arg, int count)
 	return NULL;
 }
 
+/* --- random reads --- */
+
+struct reader {
+	pthread_t thread;
+	struct disk *disk;
+	int model;
+	unsigned seed, count;
+	struct error *err;
+	struct disk_ring *ring;
+	struct disk_queue queue;
+	unsigned files[DISK_CHAIN_MAX];
+	unsigned busy;
+};
+
+struct random_read {
+	struct disk_request r;
+	struct iovec iov;
+	struct reader *reader;
+	uint8_t *data;
+	bool busy;
+};
+
+static void read_done(struct disk_request *r, int res)
+{
+	struct random_read *read = (struct random_read *)r;
+	struct reader *reader = read->reader;
+	cleanup_free uint8_t *want = malloc(r->len);
+
+	read->busy = false;
+	reader->busy--;
+	struct error *err = res < 0 ? error_new(-res, "read at %llu", (unsigned long long)r->offset)
+				    : pread_all(reader->model, want, r->len, (off_t)r->offset, "the model");
+	if (!err && memcmp(want, read->data, r->len) != 0)
+		err = error_new(0, "they differ within %llu bytes at %llu", (unsigned long long)r->len,
+				(unsigned long long)r->offset);
+	reader->err = error_first(reader->err, err);
+}
+
+static void start_read(struct reader *reader, struct random_read *read, const struct disk_info *info)
+{
+	uint64_t sectors = info->size / info->sector, first = ((uint64_t)rand_r(&reader->seed) << 16) % sectors;
+	uint64_t count = 1 + (uint64_t)rand_r(&reader->seed) % (rand_r(&reader->seed) % 8 ? 64 : 2048);
+
+	first = (first + (uint64_t)rand_r(&reader->seed)) % sectors;
+	read->r.offset = first * info->sector;
+	read->r.len = MIN(count, sectors - first) * info->sector;
+	read->r.type = DISK_READ;
+	read->r.done = read_done;
+	read->iov = (struct iovec){read->data, read->r.len};
+	read->r.iov = &read->iov;
+	read->r.iov_count = 1;
+	read->busy = true;
+	reader->busy++;
+	disk_submit(&reader->queue, &read->r);
+}
+
+static void *run_reader(void *arg)
+{
+	struct reader *reader = arg;
+	struct random_read reads[DEPTH] = {0};
+	struct disk_info info;
+
+	disk_info(reader->disk, 0, &info);
+	for (unsigned i = 0; i < DEPTH; i++) {
+		reads[i].reader = reader;
+		reads[i].data = malloc(2048 * 4096);
+	}
+	for (unsigned i = 0; i < reader->count && !reader->err; i++) {
+		while (reads[i % DEPTH].busy)
+			disk_ring_serve(reader->ring);
+		start_read(reader, &reads[i % DEPTH], &info);
+	}
+	while (reader->busy > 0)
+		disk_ring_serve(reader->ring);
+	for (unsigned i = 0; i < DEPTH; i++)
+		free(reads[i].data);
+	return NULL;
+}
+
+static struct error *read_random(char **arg, int count)
+{
+	struct reader readers[2] = {0};
+	struct disk *disk;
+	struct error *err = NULL;
+	cleanup_fd int model = open(arg[1], O_RDONLY | O_CLOEXEC);
+
+	if (model < 0)
+		return error_new(errno, "open %s", arg[1]);
+	TRY(open_disk(&disk, arg[0], true));
+	TRY(disk_activate(disk));
+	for (unsigned i = 0; i < ARRAY_SIZE(readers); i++) {
+		struct reader *r = &readers[i];
+		r->disk = disk;
+		r->model = model;
+		r->seed = (unsigned)atoi(arg[2]) + i;
+		r->count = (unsigned)atoi(arg[3]);
+		TRY(disk_ring_new(&r->ring));
+		for (unsigned level = 0; level < disk_depth(disk); level++)
+			r->files[level] = (unsigned)disk_fd(disk, level);
+		r->queue = (struct disk_queue){disk, disk_ring_io(r->ring), r->files};
+	}
+	for (unsigned i = 0; i < ARRAY_SIZE(readers); i++)
+		if (pthread_create(&readers[i].thread, NULL, run_reader, &readers[i]) != 0)
+			return error_new(errno, "start a thread");
+	for (unsigned i = 0; i < ARRAY_SIZE(readers); i++)
+		pthread_join(readers[i].thread, NULL);
+	for (unsigned i = 0; i < ARRAY_SIZE(readers); i++) {
+		err = error_first(err, readers[i].err);
+		disk_ring_free(readers[i].ring);
+	}
+	TRY(err);
+	TRY(disk_deactivate(disk));
+	disk_close(disk);
+	return NULL;
+}
+
 static struct error *grow(char **arg, int count)
 {
 	struct disk *disk;
@@ -237,7 +355,11 @@ int main(int argc, char **argv)
 		const char *name;
 		int args;
 		struct error *(*run)(char **arg, int count);
-	} commands[] = {{"make", 5, make}, {"write", 4, write_random}, {"compare", 2, compare}, {"grow", 2, grow}};
+	} commands[] = {{"make", 5, make},
+			{"write", 4, write_random},
+			{"compare", 2, compare},
+			{"reads", 4, read_random},
+			{"grow", 2, grow}};
 	int dir = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
 	log_init("disk_tool", LOG_LEVEL_INFO);

@@ -111,9 +111,10 @@ static void info(char **args)
 	printf("[");
 	for (unsigned level = 0; level < disk_depth(disk); level++) {
 		disk_info(disk, level, &i);
-		printf("%s{\"format\": \"%s\", \"subformat\": \"%s\", \"size\": %llu, \"block\": %u}",
-		       level ? ", " : "", i.format, i.subformat ? i.subformat : "", (unsigned long long)i.size,
-		       i.block);
+		printf("%s{\"format\": \"%s\", \"subformat\": \"%s\", \"size\": %llu, \"block\": %u, \"remark\": "
+		       "\"%s\"}",
+		       level ? ", " : "", i.format, i.subformat ? i.subformat : "", (unsigned long long)i.size, i.block,
+		       i.remark ? i.remark : "");
 	}
 	printf("]\n");
 	close_disk(disk);

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from beside import Model, call, engine, engine_info, qemu_img, vhdi_contents
+from beside import MIB, Model, call, engine, engine_info, qemu_img, vhdi_contents
 
-MIB = 1 << 20
 
 
 def run(path: Path, model: Model, commands: str) -> None:

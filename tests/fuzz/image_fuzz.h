@@ -36,6 +36,8 @@
 
 struct image_fuzz {
 	const char *format;
+	/* The engine only reads it: seeds lie in the clone, and the parent is raw. */
+	bool readonly;
 	void (*reseal)(uint8_t *image, size_t size);
 	struct {
 		const char *name, *subformat;
@@ -191,7 +193,7 @@ static int fuzz_one(const struct image_fuzz *fuzz, const uint8_t *data, size_t s
 		abort();
 	size_t len = fuzz_expand(data, size, image);
 	if (len > 0) {
-		fuzz_disk(fuzz_file(image, len), fuzz->format, size % 2);
+		fuzz_disk(fuzz_file(image, len), fuzz->format, fuzz->readonly || size % 2);
 		if (fuzz->reseal) {
 			fuzz->reseal(image, len);
 			fuzz_disk(fuzz_file(image, len), fuzz->format, false);
@@ -205,7 +207,7 @@ static int fuzz_make(const struct image_fuzz *fuzz, size_t seed, struct disk *pa
 {
 	int fd = memfd_create("seed", MFD_CLOEXEC);
 	struct disk_create create = {.name = "seed",
-				     .format = fuzz->format,
+				     .format = fuzz->readonly ? "raw" : fuzz->format,
 				     .subformat = fuzz->seeds[seed].subformat,
 				     .size = FUZZ_DISK_SIZE,
 				     .block = fuzz->seeds[seed].block};
@@ -278,7 +280,7 @@ static int fuzz_begin(const struct image_fuzz *fuzz, int argc, char **argv)
 
 	fuzz_parent.fd = fuzz_make(fuzz, 0, NULL);
 	for (int i = 1; i < argc && !folder; i++)
-		if (argv[i][0] != '-' && is_empty(argv[i]))
+		if (argv[i][0] != '-' && !fuzz->readonly && is_empty(argv[i]))
 			folder = argv[i];
 	for (size_t i = 0; folder && i < ARRAY_SIZE(fuzz->seeds) && fuzz->seeds[i].name; i++)
 		fuzz_seed(fuzz, i, folder);
