@@ -9,7 +9,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/util.h"
-#include "vmm/machine/option.h"
+#include "option/option.h"
 #include "vmm/sandbox/sandbox.h"
 
 #include <errno.h>

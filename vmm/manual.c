@@ -6,53 +6,10 @@
  *
  * It may touch: its standard output.
  */
+#include "option/manual.h"
 #include "vmm/machine/config.h"
 
 #include <string.h>
-
-/* roff takes a line's leading dot or quote for a request, and a dash for a hyphen. */
-static void put_text(const char *text)
-{
-	for (const char *p = text; *p; p++) {
-		if (*p == '\\' || *p == '-')
-			putchar('\\');
-		if (p == text && (*p == '.' || *p == '\''))
-			fputs("\\&", stdout);
-		putchar(*p == '\\' ? 'e' : *p);
-	}
-}
-
-static void put_option(const struct option *option, const char *before, const char *between)
-{
-	char buf[256];
-	const char *value = option_value_words(option, buf, sizeof(buf));
-
-	printf(".TP\n\\fB");
-	put_text(before);
-	put_text(option->name);
-	printf("\\fR");
-	if (*value) {
-		printf("%s\\fI", between);
-		put_text(value);
-		printf("\\fR");
-	}
-	putchar('\n');
-	put_text(option->help);
-	puts(".");
-}
-
-static void put_options(void)
-{
-	for (const struct option *option = config_options; option->name; option++) {
-		put_option(option, "--", " ");
-		if (option->kind != OPTION_GROUP)
-			continue;
-		puts(".RS");
-		for (const struct option *field = option->group->fields; field->name; field++)
-			put_option(field, "", "=");
-		puts(".RE");
-	}
-}
 
 static void put_manual(void)
 {
@@ -74,7 +31,7 @@ static void put_manual(void)
 	     "fields a comma that belongs to a field is written twice. A \\fISIZE\\fR is bytes, or has one of the\n"
 	     "suffixes K, M, G and T.\n"
 	     ".SH OPTIONS");
-	put_options();
+	manual_options(config_options);
 	puts(".SH CONFIGURATION FILE\n"
 	     "A JSON object with the names above, without dashes: strings, numbers, true and false; an object for an\n"
 	     "option that has fields, and a list where it may be given more than once.\n"
@@ -95,28 +52,6 @@ static void put_manual(void)
 	     ".EE");
 }
 
-static void put_words(const struct option *table, const char *dashes, const char *end)
-{
-	for (const struct option *option = table; option->name; option++)
-		printf("%s%s%s ", dashes, option->name, option->kind == OPTION_FLAG && !*dashes ? "" : end);
-}
-
-/* One line of the case: what completes the value of an option, or of a group's field. */
-static void put_value(const char *pattern, const struct option *option)
-{
-	char buf[256];
-
-	if (option->kind == OPTION_FILE)
-		printf("\t%s) compopt -o filenames; COMPREPLY=($(compgen -f -- \"$value\")) ;;\n", pattern);
-	else if (option->kind == OPTION_SWITCH || option->kind == OPTION_CHOICE) {
-		const char *words = option_value_words(option, buf, sizeof(buf));
-		printf("\t%s) COMPREPLY=($(compgen -W \"", pattern);
-		for (; *words; words++)
-			putchar(*words == '|' ? ' ' : *words);
-		puts("\" -- \"$value\")) ;;");
-	}
-}
-
 static void put_completion(void)
 {
 	char pattern[128];
@@ -129,25 +64,16 @@ static void put_completion(void)
 	     "\t[[ $option == = ]] && option=${COMP_WORDS[COMP_CWORD - 2]}=\n"
 	     "\tfield=${option##*,}\n"
 	     "\tcase $option in");
-	for (const struct option *option = config_options; option->name; option++) {
-		snprintf(pattern, sizeof(pattern), "--%s", option->name);
-		if (option->kind == OPTION_GROUP) {
-			printf("\t%s) compopt -o nospace; COMPREPLY=($(compgen -W \"", pattern);
-			put_words(option->group->fields, "", "=");
-			puts("\" -- \"$value\")) ;;");
-		} else {
-			put_value(pattern, option);
-		}
-	}
+	completion_values(config_options);
 	printf("\t*=) case $field in\n");
 	for (const struct option *option = config_options; option->name; option++)
 		for (const struct option *field = option->kind == OPTION_GROUP ? option->group->fields : NULL;
 		     field && field->name; field++) {
 			snprintf(pattern, sizeof(pattern), "%s=", field->name);
-			put_value(pattern, field);
+			completion_value(pattern, field);
 		}
 	printf("\tesac ;;\n\t*) COMPREPLY=($(compgen -W \"");
-	put_words(config_options, "--", "");
+	completion_names(config_options, "--", "");
 	puts("\" -- \"$value\")) ;;\n\tesac\n}\ncomplete -F _glint_vmm glint-vmm");
 }
 

@@ -166,7 +166,7 @@ static struct error *open_parents(struct disk *disk)
 {
 	for (;;) {
 		struct image *last = disk->image[disk->depth - 1];
-		if (!last || !last->has_parent)
+		if (!last || !last->has_parent || disk->alone)
 			return NULL;
 		if (!disk->opener)
 			return error_new(ENOTSUP, "%s: it has a parent, and parents are not allowed here", last->name);
@@ -187,6 +187,8 @@ struct error *disk_open(struct disk **out, int fd, const struct disk_options *op
 	disk->name = strdup(options->name);
 	disk->readonly = options->readonly;
 	disk->opener = options->opener;
+	disk->alone = options->alone;
+	disk->keep_data_id = options->keep_data_id;
 	disk->io = options->io ? options->io : disk_blocking_io();
 	struct error *err = disk->name ? add_image(disk, options->name, fd, options->format)
 				       : error_new(ENOMEM, "%s: open it", options->name);
@@ -242,7 +244,7 @@ static struct error *activate_image(struct disk *disk, unsigned level)
 	TRY(image->format->open(image));
 	if (image->has_parent != had_parent)
 		return error_new(ESTALE, "%s: it was replaced since it was opened", image->name);
-	if (image->has_parent)
+	if (image->has_parent && !disk->alone)
 		TRY(check_parent(image, disk->image[level + 1]));
 	return image->format->activate ? image->format->activate(image) : NULL;
 }
@@ -295,6 +297,7 @@ void disk_info(const struct disk *disk, unsigned level, struct disk_info *info)
 		.physical = image->physical,
 		.block = image->block,
 		.memory_align = image->file.memory_align,
+		.parent = image->has_parent,
 	};
 	memcpy(info->id, image->id, sizeof(info->id));
 	memcpy(info->data_id, image->data_id, sizeof(info->data_id));

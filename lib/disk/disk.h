@@ -46,6 +46,11 @@ struct disk_options {
 	 * Must outlive the disk. NULL: images with parents are refused.
 	 */
 	struct opener *opener;
+	/* The image by itself, without its parents: what it does not hold reads as zeroes. For tools: what such a disk
+	 * is written makes no difference to what it hides of its parents. */
+	bool alone;
+	/* Contents may change without a new data_id: they are copied so that the image's children see what they saw. */
+	bool keep_data_id;
 	/* For what is done at once (opening, activating...); its files are descriptors and it is done when it returns.
 	 * NULL: system calls. */
 	struct disk_io *io;
@@ -88,6 +93,7 @@ struct disk_info {
 	uint32_t memory_align; /* what direct I/O asks of buffers; 1 without it */
 	uint8_t id[16];        /* of the virtual disk, as stored; zero where the format has none */
 	uint8_t data_id[16];   /* of its contents: changes when they do; children remember it */
+	bool parent;           /* it has one, opened or not */
 };
 
 /* @level: 0 the child, up to disk_depth() - 1. Valid until the disk is closed, activated or resized. */
@@ -155,6 +161,28 @@ struct disk_request {
 /* The queue's thread. done() may be called before it returns. */
 void disk_submit(struct disk_queue *queue, struct disk_request *r);
 
+/* --- where things are --- */
+
+enum disk_range_kind {
+	DISK_DATA,
+	DISK_ZERO,   /* reads as zeroes: nothing is there, or a hole */
+	DISK_ABSENT, /* a parent's, which was not opened (disk_options.alone) */
+};
+
+struct disk_range {
+	enum disk_range_kind kind;
+	unsigned level; /* of the image that says so */
+	uint64_t len;   /* bytes; what follows may be of the same kind */
+	uint64_t at;    /* of data: where it is in that image's file; DISK_NO_PLACE: compressed */
+};
+#define DISK_NO_PLACE UINT64_MAX
+
+/*
+ * Tells where the contents of an active disk from @offset on are, which must lie in it. No request may be under way;
+ * what has to be read for it is read at once.
+ */
+[[nodiscard]] struct error *disk_map(struct disk *disk, uint64_t offset, struct disk_range *range);
+
 /* --- changed blocks --- */
 
 /*
@@ -182,7 +210,9 @@ struct disk_create {
 	/* How the child finds it: a path relative to the child's folder, as the disk's opener takes it. */
 	const char *parent_locator;
 	const char *parent_path; /* an absolute path, for other tools, or NULL */
-	struct disk_io *io;      /* as in disk_options */
+	/* A disk that is to take the place of another: its ids (disk_info), so that its children know it. NULL: new. */
+	const uint8_t *id, *data_id;
+	struct disk_io *io; /* as in disk_options */
 };
 
 /* Makes a new disk in the empty regular file @fd, which stays the caller's, and makes it durable. */

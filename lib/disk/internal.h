@@ -51,7 +51,7 @@ struct image {
 
 struct disk {
 	char *name;
-	bool readonly, active;
+	bool readonly, active, alone, keep_data_id;
 	struct opener *opener;
 	struct disk_io *io; /* for what is done at once */
 	unsigned depth;

@@ -542,6 +542,9 @@ static struct error *create(int fd, const struct disk_create *c)
 	TRY(check_create(c, &foot.type));
 	if (getrandom(foot.id, sizeof(foot.id), 0) != (ssize_t)sizeof(foot.id))
 		return error_new(errno, "make an id");
+	/* The one id is the disk's and its contents'. */
+	if (c->id)
+		memcpy(foot.id, c->id, sizeof(foot.id));
 	vhd_make_footer(&foot, raw);
 	if (foot.type == VHD_FIXED)
 		TRY(io_write(c->io, fd, raw, sizeof(raw), c->size, "the footer"));

@@ -171,6 +171,12 @@ void vhdx_geometry(struct vhdx *v);
 char *vhdx_locator_value(const struct vhdx *v, const char *key);
 /* Encodes one: @len gets its length; malloc'ed. */
 uint8_t *vhdx_locator_encode(const char *const pairs[][2], unsigned count, size_t *len);
+/* The contents change. */
+static inline void vhdx_new_data_id(struct vhdx *v)
+{
+	if (!v->image->disk->keep_data_id)
+		vhdx_new_id(v->header.data_id);
+}
 void vhdx_id_text(const uint8_t id[16], char text[39]);
 bool vhdx_id_parse(const char *text, uint8_t id[16]);
 

@@ -65,6 +65,8 @@ static struct error *write_front(const struct layout *l)
 		put16(front + 8 + 2 * i, (uint8_t)creator[i]);
 	vhdx_new_id(header.file_id);
 	vhdx_new_id(header.data_id);
+	if (l->create->data_id)
+		memcpy(header.data_id, l->create->data_id, sizeof(header.data_id));
 	for (unsigned n = 0; n < 2; n++) {
 		header.sequence = n;
 		vhdx_header_encode(&header, front + VHDX_HEADER_AT(n));
@@ -128,6 +130,8 @@ static struct error *write_metadata(const struct layout *l)
 	put32(parameters + 4, (l->fixed ? 1u : 0u) | (l->v.differencing ? 2u : 0u));
 	put64(size, l->image.size);
 	vhdx_new_id(id);
+	if (l->create->id)
+		memcpy(id, l->create->id, sizeof(id));
 	put32(sector, l->image.sector);
 	put32(physical, l->image.physical);
 	add_item(&m, ITEM_PARAMETERS, parameters, sizeof(parameters));
@@ -276,7 +280,7 @@ static struct error *write_size(struct vhdx *v, uint64_t size)
 static struct error *new_ids(struct vhdx *v)
 {
 	vhdx_new_id(v->header.file_id);
-	vhdx_new_id(v->header.data_id);
+	vhdx_new_data_id(v);
 	return vhdx_write_headers(v);
 }
 

@@ -584,7 +584,7 @@ static bool commit_header(struct vhdx *v, enum vhdx_commit_step step)
 static bool commit_begin(struct vhdx *v)
 {
 	vhdx_new_id(v->header.file_id);
-	vhdx_new_id(v->header.data_id);
+	vhdx_new_data_id(v);
 	vhdx_new_id(v->header.log_id);
 	v->log_sequence = 1;
 	v->log_half = 0;

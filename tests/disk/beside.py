@@ -11,6 +11,7 @@ from host import BUILD
 
 MIB = 1 << 20
 ENGINE = BUILD / "tests/disk/engine"
+GLINT = BUILD / "cli/glint"
 
 
 def call(*command: object, **options) -> str:
@@ -92,3 +93,18 @@ class Model:
         self.size = size
         os.truncate(self.path, size)
         return f"grow {size}\n"
+
+
+def glint(*args: object, **options) -> str:
+    return call(GLINT, *args, **options)
+
+
+def glint_json(*args: object):
+    return json.loads(glint(*args, "--json"))
+
+
+def refused(*args: object, status: int = 1, **options) -> str:
+    """What glint says when it does not do something: one error, in words."""
+    result = subprocess.run([str(word) for word in (GLINT, *args)], capture_output=True, text=True, **options)
+    assert result.returncode == status and result.stderr.startswith("glint: "), result
+    return result.stderr

@@ -7,10 +7,10 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "option/option.h"
 #include "vmm/cpu/topology.h"
 #include "vmm/display/display.h"
 #include "vmm/firmware/firmware.h"
-#include "vmm/machine/option.h"
 #include "vmm/memory/memory.h"
 #include "vmm/memory/numa.h"
 #include "vmm/net/net.h"

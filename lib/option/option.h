@@ -9,8 +9,8 @@
  * disk with its path. Values are checked here; files are only named here, and opened (option_open()) when everything
  * that was asked for is known to make sense.
  */
-#ifndef GLINT_VMM_MACHINE_OPTION_H
-#define GLINT_VMM_MACHINE_OPTION_H
+#ifndef GLINT_OPTION_OPTION_H
+#define GLINT_OPTION_OPTION_H
 
 #include "base/error.h"
 

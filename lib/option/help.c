@@ -1,7 +1,7 @@
 /*
  * The table of options for people: --help. A group's fields stand below it.
  */
-#include "vmm/machine/option.h"
+#include "option/option.h"
 
 #include <string.h>
 

@@ -2,7 +2,7 @@
  * The engine of options; see option.h. Every value ends as a text that one function sets (set_text), whether it came
  * from the command line or from JSON, so that both have the same limits and the same errors.
  */
-#include "vmm/machine/option.h"
+#include "option/option.h"
 
 #include "base/cleanup.h"
 #include "base/util.h"
@@ -296,8 +296,7 @@ const char *option_argument(const struct option *table, int argc, char **argv, c
 
 static struct error *bad_word(const char *word)
 {
-	return error_hint(error_new(EINVAL, "command line: '%s' is not an option", word),
-			  "glint-vmm --help lists the options");
+	return error_hint(error_new(EINVAL, "command line: '%s' is not an option", word), "--help lists the options");
 }
 
 struct error *option_arguments(const struct option *table, int argc, char **argv, void *object)
@@ -317,7 +316,7 @@ struct error *option_arguments(const struct option *table, int argc, char **argv
 		}
 		if (!value && ++i == argc)
 			return error_hint(error_new(EINVAL, "command line: %s lacks its value", what),
-					  "glint-vmm --help lists the options");
+					  "--help lists the options");
 		value = value ? value : argv[i];
 		TRY(option->kind == OPTION_GROUP ? set_group(option, what, value, object)
 						 : set_text(option, what, value, object));
