@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -142,40 +143,72 @@ static struct error *check_parent(const struct image *child, const struct image 
 		"restore the parent as it was: with this one, the disk would hold a mixture of two");
 }
 
-/* disk_format.parent's @try. */
-static struct error *try_parent(void *arg, const char *locator, const char *format)
+/* Adds the parent of the chain's last image, if it is it. @fd becomes the image's, on success. */
+static struct error *add_parent(struct disk *disk, const char *name, int fd, const char *format)
 {
-	struct disk *disk = arg;
 	struct image *child = disk->image[disk->depth - 1];
-	cleanup_fd int fd = -1;
 
-	TRY(disk->opener->open(disk->opener, locator, O_RDONLY, &fd));
-	TRY(same_file(disk, fd, locator));
-	TRY(add_image(disk, locator, fd, format));
-	steal_fd(&fd);
+	TRY(same_file(disk, fd, name));
+	TRY(add_image(disk, name, fd, format));
 	struct image *parent = disk->image[disk->depth - 1];
 	struct error *err = check_parent(child, parent);
 	if (err) {
+		parent->file.fd = -1;
 		image_free(parent);
 		disk->depth--;
 	}
 	return err;
 }
 
-static struct error *open_parents(struct disk *disk)
+struct opening {
+	struct disk *disk;
+	const struct disk_options *options;
+};
+
+/* disk_format.parent's @try: what came as a descriptor is the parent by whatever name. */
+static struct error *try_parent(void *arg, const char *locator, const char *format)
+{
+	struct opening *opening = arg;
+	struct disk *disk = opening->disk;
+	struct opener *opener = opening->options->opener;
+	cleanup_fd int fd = -1;
+
+	if (opening->options->parent_count > 0)
+		return add_parent(disk, locator, opening->options->parents[disk->depth - 1], format);
+	TRY(opener->open(opener, locator, O_RDONLY, &fd));
+	TRY(add_parent(disk, locator, fd, format));
+	steal_fd(&fd);
+	return NULL;
+}
+
+static struct error *open_parent(struct disk *disk, struct image *last, const struct disk_options *options)
+{
+	struct opening opening = {disk, options};
+
+	if (!options->parent_count && !options->opener)
+		return error_new(ENOTSUP, "%s: it has a parent, and parents are not allowed here", last->name);
+	if (options->parent_count && disk->depth > options->parent_count)
+		return error_hint(error_new(ENOENT, "%s: it has a parent, for which no descriptor came", last->name),
+				  "pass one for each parent of the chain, the nearest first");
+	return error_wrap(last->format->parent(last, try_parent, &opening), "%s: open its parent", last->name);
+}
+
+static struct error *open_parents(struct disk *disk, const struct disk_options *options)
 {
 	for (;;) {
 		struct image *last = disk->image[disk->depth - 1];
 		if (!last || !last->has_parent || disk->alone)
-			return NULL;
-		if (!disk->opener)
-			return error_new(ENOTSUP, "%s: it has a parent, and parents are not allowed here", last->name);
+			break;
 		if (disk->depth == DISK_CHAIN_MAX)
 			return error_hint(
 				error_new(ELOOP, "%s: more than %d images in its chain", disk->name, DISK_CHAIN_MAX),
 				"merge some of them");
-		TRY(error_wrap(last->format->parent(last, try_parent, disk), "%s: open its parent", last->name));
+		TRY(open_parent(disk, last, options));
 	}
+	if (options->parent_count > disk->depth - 1)
+		return error_new(EINVAL, "%s: %u descriptors of parents came: its chain has %u", disk->name,
+				 options->parent_count, disk->depth - 1);
+	return NULL;
 }
 
 struct error *disk_open(struct disk **out, int fd, const struct disk_options *options)
@@ -186,17 +219,17 @@ struct error *disk_open(struct disk **out, int fd, const struct disk_options *op
 		return error_new(ENOMEM, "%s: open it", options->name);
 	disk->name = strdup(options->name);
 	disk->readonly = options->readonly;
-	disk->opener = options->opener;
 	disk->alone = options->alone;
 	disk->keep_data_id = options->keep_data_id;
 	disk->io = options->io ? options->io : disk_blocking_io();
 	struct error *err = disk->name ? add_image(disk, options->name, fd, options->format)
 				       : error_new(ENOMEM, "%s: open it", options->name);
 	if (!err)
-		err = open_parents(disk);
+		err = open_parents(disk, options);
 	if (err) {
-		if (disk->depth > 0)
-			disk->image[0]->file.fd = -1; /* stays the caller's */
+		/* What came as a descriptor stays the caller's. */
+		for (unsigned i = 0; i < disk->depth && i <= options->parent_count; i++)
+			disk->image[i]->file.fd = -1;
 		disk_close(disk);
 		return err;
 	}

@@ -42,10 +42,14 @@ struct disk_options {
 	const char *format;
 	bool readonly;
 	/*
-	 * Opens the parents that images name, and decides thereby what can be reached: locators come from the image.
-	 * Must outlive the disk. NULL: images with parents are refused.
+	 * Where parents come from. @opener opens those that images name, and decides thereby what can be reached:
+	 * locators come from the image. Or, whatever is named, @parent_count descriptors, the nearest first, which must
+	 * be those of the whole chain and are the disk's on success. Neither: images with parents are refused. Used by
+	 * disk_open() alone.
 	 */
 	struct opener *opener;
+	const int *parents;
+	unsigned parent_count;
 	/* The image by itself, without its parents: what it does not hold reads as zeroes. For tools: what such a disk
 	 * is written makes no difference to what it hides of its parents. */
 	bool alone;

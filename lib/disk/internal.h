@@ -52,7 +52,6 @@ struct image {
 struct disk {
 	char *name;
 	bool readonly, active, alone, keep_data_id;
-	struct opener *opener;
 	struct disk_io *io; /* for what is done at once */
 	unsigned depth;
 	struct image *image[DISK_CHAIN_MAX];

@@ -14,6 +14,7 @@
 /* One operation under way; embedded in its owner. @res is what the system call would have returned, or -errno. */
 struct disk_op {
 	void (*done)(struct disk_op *op, int res);
+	struct disk_op *next; /* the implementation's */
 };
 
 /*

@@ -20,15 +20,13 @@
 #define COMPLETIONS 1024
 #define IOV_MAX_    1024 /* UIO_MAXIOV */
 
-/* Posted operations: a list of their own would need room in disk_op, so they go in an array that grows. */
 struct disk_ring {
 	struct disk_io io;
 	struct io_uring ring;
 	int wake_fd;
 	uint64_t wake_count;
 	pthread_mutex_t lock; /* guards posted */
-	struct disk_op **posted;
-	size_t posted_count, posted_room;
+	struct disk_op *posted;
 	struct iovec iov[IOV_MAX_]; /* of what is not submitted yet */
 	unsigned iov_used;
 };
@@ -106,17 +104,8 @@ static void do_post(struct disk_io *io, struct disk_op *op)
 	uint64_t one = 1;
 
 	pthread_mutex_lock(&r->lock);
-	if (r->posted_count == r->posted_room) {
-		size_t room = r->posted_room * 2 + 64;
-		struct disk_op **more = reallocarray(r->posted, room, sizeof(struct disk_op *));
-		if (!more) {
-			log_err("out of memory: requests are lost, so the process ends");
-			abort();
-		}
-		r->posted = more;
-		r->posted_room = room;
-	}
-	r->posted[r->posted_count++] = op;
+	op->next = r->posted;
+	r->posted = op;
 	pthread_mutex_unlock(&r->lock);
 	/* Cannot fail: the counter would have to be full. */
 	if (write(r->wake_fd, &one, sizeof(one)) < 0)
@@ -164,7 +153,6 @@ void disk_ring_free(struct disk_ring *r)
 	io_uring_queue_exit(&r->ring);
 	close_fd(&r->wake_fd);
 	pthread_mutex_destroy(&r->lock);
-	free(r->posted);
 	free(r);
 }
 
@@ -179,7 +167,9 @@ static void run_posted(struct disk_ring *r)
 	await_wake(r);
 	for (;;) {
 		pthread_mutex_lock(&r->lock);
-		struct disk_op *op = r->posted_count > 0 ? r->posted[--r->posted_count] : NULL;
+		struct disk_op *op = r->posted;
+		if (op)
+			r->posted = op->next;
 		pthread_mutex_unlock(&r->lock);
 		if (!op)
 			return;

@@ -401,6 +401,7 @@ static bool flush_step(struct disk_task *task, int res)
 	struct vhd *v = vhd_of(r);
 
 	(void)res;
+	task->step = flush_step; /* after a wait */
 	if (v->broken)
 		return request_end(r, -EIO);
 	if (vhd_has_blocks(v)) {
@@ -420,7 +421,6 @@ static bool flush_step(struct disk_task *task, int res)
 bool vhd_flush(struct image *image, struct disk_request *r)
 {
 	r->level = (uint8_t)image->level;
-	r->task.step = flush_step;
 	return flush_step(&r->task, 0);
 }
 
@@ -594,6 +594,7 @@ static bool prepare(struct disk_task *task, int res)
 	bool writes = r->type == DISK_WRITE || r->type == DISK_WRITE_ZEROES;
 
 	(void)res;
+	task->step = prepare; /* after a wait; what led here may have been another */
 	if (writes && v->broken)
 		return request_end(r, -EIO);
 	pthread_mutex_lock(&v->lock);
@@ -634,6 +635,5 @@ bool vhd_slow(struct image *image, struct disk_request *r, const struct extent *
 {
 	(void)e;
 	r->level = (uint8_t)image->level;
-	r->task.step = prepare;
 	return prepare(&r->task, 0);
 }

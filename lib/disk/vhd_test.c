@@ -517,6 +517,62 @@ static void test_growth(void **state)
 	}
 }
 
+/* Writes are done at once, and said to be done later, in their order. */
+static struct {
+	struct disk_op *op;
+	int res;
+} later[16];
+static unsigned later_count;
+
+static void write_later(struct disk_io *io, struct disk_op *op, unsigned file, const struct iovec *iov, unsigned count,
+			uint64_t offset)
+{
+	(void)io;
+	assert_true(later_count < ARRAY_SIZE(later));
+	later[later_count].op = op;
+	later[later_count++].res = (int)pwritev((int)file, iov, (int)count, (off_t)offset);
+}
+
+/*
+ * Three new blocks at once: the file grows for the first, whose place another takes meanwhile, for which a third one
+ * makes it grow again: then the first waits for that.
+ */
+static void test_three_new_blocks(void **state)
+{
+	cleanup_fd int fd = make("dynamic", SIZE, VHD_BLOCK_MIN);
+	struct disk_io io = *disk_blocking_io();
+	struct test_request t[3] = {0};
+	struct iovec iov[3];
+	uint8_t data[512] = {1};
+	struct test_queue q;
+
+	(void)state;
+	io.writev = write_later;
+	struct disk *disk = open_disk(fd, NULL, NULL);
+	test_queue_init(&q, disk, &io);
+	for (unsigned i = 0; i < ARRAY_SIZE(t); i++) {
+		iov[i] = (struct iovec){data, sizeof(data)};
+		t[i].r = (struct disk_request){.type = DISK_WRITE,
+					       .offset = i * (uint64_t)VHD_BLOCK_MIN,
+					       .len = sizeof(data),
+					       .iov = &iov[i],
+					       .iov_count = 1,
+					       .done = test_request_done};
+		disk_submit(&q.queue, &t[i].r);
+	}
+	while (later_count > 0) {
+		struct disk_op *op = later[0].op;
+		int res = later[0].res;
+		memmove(later, later + 1, --later_count * sizeof(*later));
+		op->done(op, res);
+	}
+	for (unsigned i = 0; i < ARRAY_SIZE(t); i++) {
+		assert_true(t[i].done);
+		assert_int_equal(t[i].res, 0);
+	}
+	close_disk(disk);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -526,7 +582,7 @@ int main(void)
 		cmocka_unit_test(test_hostile_tables),  cmocka_unit_test(test_footers),
 		cmocka_unit_test(test_two_formats),     cmocka_unit_test(test_truncated),
 		cmocka_unit_test(test_sparse_bitmap),   cmocka_unit_test(test_errors),
-		cmocka_unit_test(test_growth),
+		cmocka_unit_test(test_growth),          cmocka_unit_test(test_three_new_blocks),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

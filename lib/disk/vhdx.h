@@ -108,7 +108,8 @@ struct vhdx_commit {
 	unsigned place; /* the next frame to look at when pages go to their places */
 	bool fresh;     /* the entry starts the other half of the log */
 	uint64_t flushed;
-	struct disk_request *flushes; /* that it will have done */
+	struct disk_request *flushes;  /* that it will have done */
+	struct disk_request *beginner; /* that began it for want of a frame, and must not end before it */
 };
 
 struct vhdx {

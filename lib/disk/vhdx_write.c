@@ -96,8 +96,12 @@ static bool wait(struct vhdx *v, struct disk_request *r, bool commit)
 	r->stage = STAGE_WAIT;
 	task_park(&r->task);
 	bool begin = commit && commit_wanted(v, r->queue);
-	r->next = v->waiting;
-	v->waiting = r;
+	if (begin) {
+		v->commit.beginner = r;
+	} else {
+		r->next = v->waiting;
+		v->waiting = r;
+	}
 	pthread_mutex_unlock(&v->lock);
 	if (begin)
 		task_run(&v->commit.task, 0);
@@ -557,6 +561,11 @@ static bool commit_end(struct vhdx *v, int res)
 	c->result = res;
 	struct disk_request *done = c->flushes, *waiting = v->waiting, *later = NULL;
 	c->flushes = v->waiting = NULL;
+	if (c->beginner) {
+		c->beginner->next = waiting;
+		waiting = c->beginner;
+		c->beginner = NULL;
+	}
 	if (res < 0) {
 		later = v->flushes;
 		v->flushes = NULL;

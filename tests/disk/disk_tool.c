@@ -5,9 +5,11 @@
  *     disk_tool write FILE MODEL SEED COUNT [crash]   random changes, to the disk and to a raw file beside it
  *     disk_tool compare FILE MODEL                    read-only
  *     disk_tool reads FILE MODEL SEED COUNT           random reads by two threads at once, many at a time, read-only
+ *     disk_tool copy FILE RAW                         what the disk holds, its log replayed; as much as RAW is long
  *     disk_tool grow FILE SIZE
  *
- * FILE is vhdx (or what its contents say), in the working folder, where its parents lie too.
+ * FILE is vhdx (or what its contents say; made as vhd when it is called so), in the working folder, where its parents
+ * lie too.
  */
 #include "base/cleanup.h"
 #include "base/log.h"
@@ -44,6 +46,9 @@ static struct error *make(char **arg, int count)
 	struct disk_create create = {.name = arg[0], .format = "vhdx", .subformat = arg[2]};
 	uint64_t block, sector;
 
+	const char *suffix = strrchr(arg[0], '.');
+	if (suffix && strcmp(suffix, ".vhd") == 0)
+		create.format = "vhd";
 	TRY(parse_size(arg[1], "size", &create.size));
 	TRY(parse_size(arg[3], "block", &block));
 	TRY(parse_size(arg[4], "sector", &sector));
@@ -177,45 +182,81 @@ static struct error *write_random(char **arg, int count)
 	return NULL;
 }
 
-/* --- comparing --- */
+/* --- reading --- */
 
-static void compared(struct disk_request *r, int res)
+static void piece_done(struct disk_request *r, int res)
 {
 	worst = res;
 }
 
-static struct error *compare(char **arg, int count)
+/* Hands the active disk's bytes, up to @end, to @each, piece by piece. */
+static struct error *each_piece(struct disk *disk, uint64_t end,
+				struct error *(*each)(int fd, uint8_t *p, size_t len, uint64_t at), int fd)
 {
-	cleanup_fd int model = open(arg[1], O_RDONLY | O_CLOEXEC);
-	cleanup_free uint8_t *a = malloc(BYTES_MAX), *b = malloc(BYTES_MAX);
-	struct disk *disk;
-	struct disk_info info;
+	cleanup_free uint8_t *p = malloc(BYTES_MAX);
 	unsigned files[DISK_CHAIN_MAX];
 
-	if (model < 0 || !a || !b)
-		return error_new(errno, "open %s", arg[1]);
-	TRY(open_disk(&disk, arg[0], true));
-	TRY(disk_activate(disk));
-	disk_info(disk, 0, &info);
 	for (unsigned i = 0; i < disk_depth(disk); i++)
 		files[i] = (unsigned)disk_fd(disk, i);
 	struct disk_queue queue = {disk, disk_blocking_io(), files};
-	for (uint64_t at = 0; at < info.size; at += BYTES_MAX) {
-		size_t len = (size_t)MIN(BYTES_MAX, info.size - at);
-		struct iovec iov = {a, len};
+	for (uint64_t at = 0; at < end; at += BYTES_MAX) {
+		size_t len = (size_t)MIN(BYTES_MAX, end - at);
+		struct iovec iov = {p, len};
 		struct disk_request r = {
-			.type = DISK_READ, .offset = at, .len = len, .iov = &iov, .iov_count = 1, .done = compared};
+			.type = DISK_READ, .offset = at, .len = len, .iov = &iov, .iov_count = 1, .done = piece_done};
 		disk_submit(&queue, &r);
 		if (worst < 0)
 			return error_new(-worst, "read at %llu", (unsigned long long)at);
-		TRY(pread_all(model, b, len, (off_t)at, "the model"));
-		for (size_t i = 0; i < len; i++)
-			if (a[i] != b[i])
-				return error_new(0, "they differ at %llu", (unsigned long long)(at + i));
+		TRY(each(fd, p, len, at));
 	}
+	return NULL;
+}
+
+static struct error *compare_piece(int model, uint8_t *p, size_t len, uint64_t at)
+{
+	cleanup_free uint8_t *want = malloc(len);
+
+	if (!want)
+		return error_new(ENOMEM, "compare");
+	TRY(pread_all(model, want, len, (off_t)at, "the model"));
+	for (size_t i = 0; i < len; i++)
+		if (p[i] != want[i])
+			return error_new(0, "they differ at %llu", (unsigned long long)(at + i));
+	return NULL;
+}
+
+static struct error *copy_piece(int to, uint8_t *p, size_t len, uint64_t at)
+{
+	return pwrite_all(to, p, len, (off_t)at, "the copy");
+}
+
+static struct error *read_disk(char **arg, bool copy)
+{
+	cleanup_fd int other = open(arg[1], (copy ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+	struct disk *disk;
+	struct disk_info info;
+
+	if (other < 0)
+		return error_new(errno, "open %s", arg[1]);
+	TRY(open_disk(&disk, arg[0], !copy));
+	TRY(disk_activate(disk));
+	disk_info(disk, 0, &info);
+	if (copy)
+		info.size = MIN(info.size, (uint64_t)lseek(other, 0, SEEK_END));
+	TRY(each_piece(disk, info.size, copy ? copy_piece : compare_piece, other));
 	TRY(disk_deactivate(disk));
 	disk_close(disk);
 	return NULL;
+}
+
+static struct error *compare(char **arg, int count)
+{
+	return read_disk(arg, false);
+}
+
+static struct error *copy(char **arg, int count)
+{
+	return read_disk(arg, true);
 }
 
 /* --- random reads --- */
@@ -355,11 +396,8 @@ int main(int argc, char **argv)
 		const char *name;
 		int args;
 		struct error *(*run)(char **arg, int count);
-	} commands[] = {{"make", 5, make},
-			{"write", 4, write_random},
-			{"compare", 2, compare},
-			{"reads", 4, read_random},
-			{"grow", 2, grow}};
+	} commands[] = {{"make", 5, make},         {"write", 4, write_random}, {"compare", 2, compare},
+			{"reads", 4, read_random}, {"copy", 2, copy},          {"grow", 2, grow}};
 	int dir = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
 	log_init("disk_tool", LOG_LEVEL_INFO);
@@ -371,6 +409,6 @@ int main(int argc, char **argv)
 		log_error(err);
 		return err != NULL;
 	}
-	fprintf(stderr, "usage: disk_tool make|write|compare|grow FILE ...\n");
+	fprintf(stderr, "usage: disk_tool make|write|compare|copy|grow FILE ...\n");
 	return 2;
 }

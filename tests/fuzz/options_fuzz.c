@@ -32,7 +32,7 @@ static void check(const struct vm_config *config)
 		abort();
 	for (unsigned i = 0; i < config->disks; i++) {
 		const struct disk_config *disk = &config->disk[i];
-		if (!disk->file.name || strlen(disk->id) > DISK_ID_BYTES || disk->blk.queues > DISK_QUEUES_MAX ||
+		if (!disk->file.name || strlen(disk->id) > DISK_ID_BYTES || disk->queues > DISK_QUEUES_MAX ||
 		    disk->boot_index > BOOT_INDEX_NONE)
 			abort();
 	}

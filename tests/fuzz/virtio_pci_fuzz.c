@@ -13,6 +13,7 @@
 #define DISK_BYTES 0x10000
 
 static struct test_machine machine;
+static struct drive *drive;
 static struct blk *blk;
 static struct virtio_pci *vp;
 static struct unit unit;
@@ -28,11 +29,14 @@ int LLVMFuzzerInitialize(int *, char ***)
 	saved_fd = memfd_create("saved", MFD_CLOEXEC);
 	test_machine_adopt(&machine);
 	assert(ftruncate(fd, DISK_BYTES) == 0);
+	const struct drive_config drive_config = {
+		.name = "fuzz", .format = "raw", .fd = fd, .threads = machine.threads, .thread_count = TEST_THREADS};
+	test_no_error(drive_new(&drive, &drive_config));
 	const struct blk_config config = {
-		.name = "fuzz", .fd = fd, .queues = 2, .threads = machine.threads, .thread_count = TEST_THREADS};
+		.drive = drive, .queues = 2, .threads = machine.threads, .thread_count = TEST_THREADS};
 	test_no_error(blk_new(&blk, &machine.memory, &config));
 	test_no_error(virtio_pci_new(&vp, blk_device(blk), &machine.pci, TEST_SLOT));
-	test_no_error(blk_activate(blk));
+	test_no_error(drive_activate(drive));
 	unit = virtio_pci_unit(vp, "fuzz");
 	atomic_flag_test_and_set(&vp->complained);
 	return 0;

@@ -18,10 +18,11 @@
 #define PAGES      16ull /* of guest memory that programs use, from TEST_RINGS on */
 
 static struct test_machine machine;
+static struct drive *drive;
 static struct blk *blk;
 static struct virtio_pci *vp;
 static struct unit unit;
-static int disk_fd;
+static int image_fd;
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerInitialize(int *argc, char ***argv);
@@ -29,19 +30,21 @@ int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerInitialize(int *, char ***)
 {
 	test_machine_adopt(&machine);
-	disk_fd = memfd_create("disk", MFD_CLOEXEC);
-	assert(ftruncate(disk_fd, DISK_BYTES) == 0);
-	const struct blk_config config = {.name = "fuzz",
-					  .fd = disk_fd,
-					  .queues = 1,
-					  .serial = "fuzz",
-					  .on_full = BLK_REPORT,
-					  .on_error = BLK_PAUSE,
-					  .threads = machine.threads,
-					  .thread_count = 1};
+	image_fd = memfd_create("disk", MFD_CLOEXEC);
+	assert(ftruncate(image_fd, DISK_BYTES) == 0);
+	const struct drive_config drive_config = {.name = "fuzz",
+						  .format = "raw",
+						  .fd = image_fd,
+						  .on_full = DRIVE_REPORT,
+						  .on_error = DRIVE_PAUSE,
+						  .threads = machine.threads,
+						  .thread_count = 1};
+	test_no_error(drive_new(&drive, &drive_config));
+	const struct blk_config config = {
+		.drive = drive, .queues = 1, .serial = "fuzz", .threads = machine.threads, .thread_count = 1};
 	test_no_error(blk_new(&blk, &machine.memory, &config));
 	test_no_error(virtio_pci_new(&vp, blk_device(blk), &machine.pci, TEST_SLOT));
-	test_no_error(blk_activate(blk));
+	test_no_error(drive_activate(drive));
 	unit = virtio_pci_unit(vp, "fuzz");
 	unit.ops->pause(unit.self);
 	/* A guest that breaks its queues is not news here. */
@@ -153,7 +156,7 @@ static void check(struct test_driver *d)
 	test_ring_publish(&r);
 	kick();
 	assert(r.used->idx == 1 && r.used->ring[0].len == 513 && *test_blk_status(&r, 0) == VIRTIO_BLK_S_OK);
-	assert(fstat(disk_fd, &st) == 0 && st.st_size == DISK_BYTES);
+	assert(fstat(image_fd, &st) == 0 && st.st_size == DISK_BYTES);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -9,6 +9,7 @@
 #include "vmm/display/keys.h"
 
 #include <errno.h>
+#include <string.h>
 #include <time.h>
 
 static struct error *no_params(const struct control_call *call)
@@ -51,14 +52,17 @@ static json_t *exits_of(const struct vcpu *vcpu)
 	return exits;
 }
 
-static json_t *disk_stats(const char *id, const struct blk *blk)
+static json_t *disk_stats(const char *id, const struct drive *drive)
 {
-	struct blk_stats s;
+	struct drive_stats s;
+	struct disk_info info;
 
-	blk_stats(blk, &s);
-	return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "disk", id, "reads", (json_int_t)s.reads,
-			 "read-bytes", (json_int_t)s.read_bytes, "writes", (json_int_t)s.writes, "written-bytes",
-			 (json_int_t)s.written_bytes, "flushes", (json_int_t)s.flushes, "discards",
+	drive_stats(drive, &s);
+	disk_info(drive_disk(drive), 0, &info);
+	return json_pack("{s:s, s:s, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "disk", id, "format", info.format,
+			 "images", (int)disk_depth(drive_disk(drive)), "size", (json_int_t)drive_size(drive), "reads",
+			 (json_int_t)s.reads, "read-bytes", (json_int_t)s.read_bytes, "writes", (json_int_t)s.writes,
+			 "written-bytes", (json_int_t)s.written_bytes, "flushes", (json_int_t)s.flushes, "discards",
 			 (json_int_t)s.discards, "errors", (json_int_t)s.errors);
 }
 
@@ -73,12 +77,45 @@ static struct error *get_stats(void *self, struct control_call *call, json_t **r
 				      json_pack("{s:i, s:o}", "vcpu", (int)i, "exits", exits_of(&m->vcpus.vcpu[i])));
 	json_t *disks = json_array();
 	for (unsigned i = 0; i < m->config->disks; i++)
-		json_array_append_new(disks, disk_stats(m->config->disk[i].id, m->disk[i]));
+		json_array_append_new(disks, disk_stats(m->config->disk[i].id, m->drive[i]));
 	for (unsigned i = 0; i < PCI_PORTS; i++)
-		if (m->plug[i].disk)
-			json_array_append_new(disks, disk_stats(m->plug[i].card.disk.id, m->plug[i].disk));
+		if (m->plug[i].drive)
+			json_array_append_new(disks, disk_stats(m->plug[i].card.disk.id, m->plug[i].drive));
 	*result = json_pack("{s:o, s:o, s:o}", "vcpus", vcpus, "disks", disks, "nets", machine_net_stats(m));
 	return NULL;
+}
+
+static struct drive *find_drive(const struct machine *m, const char *id)
+{
+	for (unsigned i = 0; i < m->config->disks; i++)
+		if (strcmp(m->config->disk[i].id, id) == 0)
+			return m->drive[i];
+	for (unsigned i = 0; i < PCI_PORTS; i++)
+		if (m->plug[i].drive && strcmp(m->plug[i].card.disk.id, id) == 0)
+			return m->plug[i].drive;
+	return NULL;
+}
+
+/* {"disk": ID, "size": BYTES}: nothing may be under way meanwhile, so the guest stands still for a moment. */
+static struct error *do_disk_resize(void *self, struct control_call *call, json_t **result)
+{
+	struct machine *m = self;
+	const char *id;
+	json_int_t size;
+
+	(void)result;
+	TRY(control_params(call, "{s:s, s:I}", "disk", &id, "size", &size));
+	struct drive *drive = find_drive(m, id);
+	if (!drive)
+		return error_new(ENOENT, "there is no disk '%s'", id);
+	bool was_running = m->state == MACHINE_RUNNING;
+	if (was_running)
+		TRY(machine_pause(m, "a disk is resized"));
+	struct error *err = size < 0 ? error_new(EINVAL, "%lld bytes are no size for a disk", (long long)size)
+				     : drive_resize(drive, (uint64_t)size);
+	if (was_running)
+		log_error(machine_resume(m));
+	return err;
 }
 
 static struct error *need_display(const struct machine *m)
@@ -281,6 +318,7 @@ static const struct control_method methods[] = {
 	{"link", do_link},
 	{"balloon", do_balloon},
 	{"balloon-stats", get_balloon_stats},
+	{"disk-resize", do_disk_resize},
 	{"device-add", hotplug_add},
 	{"device-remove", hotplug_remove},
 	{"agent-ping", machine_agent_ping},

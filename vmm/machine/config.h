@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "option/option.h"
+#include "vmm/block/drive.h"
 #include "vmm/cpu/topology.h"
 #include "vmm/display/display.h"
 #include "vmm/firmware/firmware.h"
@@ -53,9 +54,13 @@ struct vm_config {
 		char id[DISK_ID_BYTES + 1]; /* its name for people, and the serial number the guest sees */
 		struct option_file file;
 		bool direct;
+		const char *parents; /* fd=N:fd=N...; NULL: those that the images name are in its folder */
+		int folder_fd;       /* that folder; -1: none */
+		int parent_fd[DISK_CHAIN_MAX];
+		unsigned queues;
 		unsigned port;       /* of hot-plug, from 1; 0: a slot of its own */
 		unsigned boot_index; /* firmware boots from the lowest first; BOOT_INDEX_NONE: not said */
-		struct blk_config blk;
+		struct drive_config drive;
 	} disk[MACHINE_DISKS_MAX];
 	unsigned disks;
 	struct display_config display; /* width 0: none */
@@ -133,6 +138,9 @@ extern const struct option config_options[];
  * or not at all; or passt's socket.
  */
 [[nodiscard]] struct error *config_net(const json_t *json, const int *fds, unsigned count, struct net_options *net);
+
+/* Closes what a disk's device did not take. */
+void config_close_disk(struct disk_config *disk);
 
 /* Copies @text to @id (DISK_ID_BYTES + 1) if it may be the id of something. @what names the option in errors. */
 [[nodiscard]] struct error *config_set_id(const char *what, const char *text, char *id);

@@ -7,6 +7,7 @@
 #include "vmm/machine/machine.h"
 
 #include "base/cleanup.h"
+#include "base/opener.h"
 #include "base/util.h"
 
 #include <errno.h>
@@ -61,17 +62,35 @@ static struct error *add_virtio(struct machine *m, unsigned slot, const char *na
 	return NULL;
 }
 
-struct error *machine_make_disk(struct machine *m, struct disk_config *config, struct blk **disk)
+static struct error *make_drive(struct machine *m, struct disk_config *config, struct drive **drive)
 {
-	config->blk.paused = machine_post_disk_error;
-	config->blk.paused_arg = m;
-	config->blk.threads = m->io;
-	config->blk.thread_count = m->config->io_threads;
-	static_assert(sizeof(config->blk.serial) == sizeof(config->id));
-	memcpy(config->blk.serial, config->id, sizeof(config->id));
-	TRY(blk_new(disk, &m->memory, &config->blk));
-	config->blk.fd = -1; /* the device's now */
-	return NULL;
+	struct opener_dir folder;
+
+	config->drive.parents = config->parent_fd;
+	config->drive.paused = machine_post_disk_error;
+	config->drive.paused_arg = m;
+	config->drive.threads = m->io;
+	config->drive.thread_count = m->config->io_threads;
+	if (config->folder_fd >= 0) {
+		opener_dir_init(&folder, config->folder_fd);
+		config->drive.opener = &folder.opener;
+	}
+	struct error *err = drive_new(drive, &config->drive);
+	config->drive.opener = NULL;
+	config->drive.fd = -1; /* the drive's now, whatever became of it */
+	config->drive.parent_count = 0;
+	close_fd(&config->folder_fd);
+	return err;
+}
+
+struct error *machine_make_disk(struct machine *m, struct disk_config *config, struct drive **drive, struct blk **disk)
+{
+	TRY(make_drive(m, config, drive));
+	struct blk_config blk = {
+		.drive = *drive, .queues = config->queues, .threads = m->io, .thread_count = m->config->io_threads};
+	static_assert(sizeof(blk.serial) == sizeof(config->id));
+	memcpy(blk.serial, config->id, sizeof(config->id));
+	return blk_new(disk, &m->memory, &blk);
 }
 
 static struct error *create_disk(struct machine *m, unsigned index)
@@ -79,7 +98,7 @@ static struct error *create_disk(struct machine *m, unsigned index)
 	struct disk_config *config = &m->config->disk[index];
 	char name[SAVED_NAME_MAX + 1];
 
-	TRY(machine_make_disk(m, config, &m->disk[index]));
+	TRY(machine_make_disk(m, config, &m->drive[index], &m->disk[index]));
 	snprintf(name, sizeof(name), "disk:%s", config->id);
 	return add_virtio(m, MACHINE_SLOT_DISK + index, name, blk_device(m->disk[index]));
 }
@@ -284,8 +303,10 @@ void machine_destroy_devices(struct machine *m)
 	hotplug_destroy(m);
 	for (unsigned i = 0; i < PCI_SLOTS; i++)
 		virtio_pci_free(m->slot[i]);
-	for (unsigned i = 0; i < MACHINE_DISKS_MAX; i++)
+	for (unsigned i = 0; i < MACHINE_DISKS_MAX; i++) {
 		blk_free(m->disk[i]);
+		drive_free(m->drive[i]);
+	}
 	tablet_free(m->tablet);
 	display_free(m->display);
 	for (unsigned i = 0; i < MACHINE_NETS_MAX; i++)

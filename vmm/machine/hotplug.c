@@ -29,6 +29,7 @@ static void free_card(struct plug *plug)
 {
 	virtio_pci_free(steal_ptr(&plug->vp));
 	blk_free(steal_ptr(&plug->disk));
+	drive_free(steal_ptr(&plug->drive));
 	net_free(steal_ptr(&plug->net));
 	plug->card.kind = CARD_NONE;
 }
@@ -36,8 +37,8 @@ static void free_card(struct plug *plug)
 static struct error *make_device(struct plug *plug, struct virtio_device **device)
 {
 	if (plug->card.kind == CARD_DISK) {
-		plug->card.disk.blk.name = plug->card.disk.file.name ?: plug->card.disk.id;
-		TRY(machine_make_disk(plug->machine, &plug->card.disk, &plug->disk));
+		plug->card.disk.drive.name = plug->card.disk.file.name ?: plug->card.disk.id;
+		TRY(machine_make_disk(plug->machine, &plug->card.disk, &plug->drive, &plug->disk));
 		*device = blk_device(plug->disk);
 	} else {
 		plug->card.net.device.name = plug->card.net.id;
@@ -59,12 +60,12 @@ static struct error *make_card(struct plug *plug)
 
 static struct error *activate(struct plug *plug)
 {
-	return plug->disk ? blk_activate(plug->disk) : NULL;
+	return plug->drive ? drive_activate(plug->drive) : NULL;
 }
 
 static struct error *deactivate(struct plug *plug)
 {
-	return plug->disk ? blk_deactivate(plug->disk) : NULL;
+	return plug->drive ? drive_deactivate(plug->drive) : NULL;
 }
 
 struct error *hotplug_activate(struct machine *m)
@@ -246,7 +247,7 @@ static const struct unit_ops unit_ops = {
 static struct error *refuse(struct plug *plug, struct error *err)
 {
 	if (plug->card.kind == CARD_DISK)
-		close_fd(&plug->card.disk.blk.fd);
+		config_close_disk(&plug->card.disk);
 	if (plug->card.kind == CARD_NET)
 		config_close_net(&plug->card.net);
 	err = error_wrap(err, "%s %s", kinds[plug->card.kind], id_of(&plug->card));
@@ -337,9 +338,9 @@ static struct error *check_id(struct machine *m, const char *id)
 /* The rest of the call's parameters is the card; its descriptors are not taken yet. */
 static struct error *read_disk(struct machine *m, struct control_call *call, struct card_config *card)
 {
-	if (call->fd_count != 1)
-		return error_hint(error_new(EINVAL, "%u descriptors came along", call->fd_count),
-				  "pass one: the disk, open for reading and writing");
+	if (call->fd_count == 0)
+		return error_hint(error_new(EINVAL, "no descriptor came along"),
+				  "pass the disk, open for reading and writing, then its parents, the nearest first");
 	card->kind = CARD_DISK;
 	return config_disk(call->params, m->config, &card->disk);
 }
@@ -362,7 +363,11 @@ static struct error *read_card(struct machine *m, struct control_call *call, str
 static void take_descriptors(struct control_call *call, struct card_config *card)
 {
 	if (card->kind == CARD_DISK) {
-		card->disk.blk.fd = steal_fd(&call->fds[0]);
+		static_assert(CONTROL_FDS_MAX <= DISK_CHAIN_MAX);
+		card->disk.drive.fd = steal_fd(&call->fds[0]);
+		card->disk.drive.parent_count = call->fd_count - 1;
+		for (unsigned i = 1; i < call->fd_count; i++)
+			card->disk.parent_fd[i - 1] = steal_fd(&call->fds[i]);
 		return;
 	}
 	unsigned pairs = card->net.device.pairs;

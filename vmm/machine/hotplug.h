@@ -20,7 +20,8 @@ struct plug {
 	struct machine *machine;
 	struct pci_port port;
 	struct card_config card; /* CARD_NONE: the port is empty */
-	struct blk *disk;        /* one of these */
+	struct drive *drive;     /* a disk's; then one of these */
+	struct blk *disk;
 	struct net *net;
 	struct virtio_pci *vp;
 	struct unit unit; /* the card's */

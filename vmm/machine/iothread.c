@@ -27,6 +27,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -37,8 +38,10 @@
 #define COMPLETIONS 1024
 /* The deepest path, a malformed chain and its log line, needs under 16 KiB. */
 #define STACK_BYTES (128 * KIB)
+/* Buffers of one readv or writev: what the kernel takes (UIO_MAXIOV). */
+#define BUFFERS_MAX 1024
 
-/* user_data is the address of an io_op, or of an io_watch with this bit set, or 0 for completions nobody awaits. */
+/* user_data is the address of a disk_op, or of an io_watch with this bit set, or 0 for completions nobody awaits. */
 #define TAG_WATCH 1u
 
 struct call {
@@ -49,6 +52,7 @@ struct call {
 };
 
 struct iothread {
+	struct disk_io io; /* the first: see thread_of() */
 	struct io_uring ring;
 	unsigned index;
 	pthread_t thread;
@@ -65,9 +69,10 @@ struct iothread {
 
 	struct io_watch *watches;
 	struct io_batch *batches;
+	_Atomic(struct disk_op *) posted; /* the newest first */
 
 	/* Buffer lists of what is not submitted yet: the kernel copies them when it is. */
-	struct iovec iov[IOTHREAD_IOV_MAX];
+	struct iovec iov[BUFFERS_MAX];
 	unsigned iov_used;
 
 	struct error *(*enter)(void *arg);
@@ -76,9 +81,11 @@ struct iothread {
 	bool entered;
 };
 
+static void init_io(struct iothread *t);
+
 static void wake_ready(struct io_watch *watch)
 {
-	/* Calls are taken by the outer loop only, so that they never run inside another. */
+	/* Calls are taken by the outer loop only, so that they never run inside another; what was posted by serve(). */
 	(void)watch;
 }
 
@@ -118,6 +125,7 @@ struct error *iothread_new(struct iothread **out, unsigned index)
 		return error_new(ENOMEM, "make I/O thread %u", index);
 	t->index = index;
 	t->ring.ring_fd = -1;
+	init_io(t);
 	pthread_mutex_init(&t->lock, NULL);
 	pthread_cond_init(&t->finished, NULL);
 	t->wake.ready = wake_ready;
@@ -153,7 +161,7 @@ static void submit(struct iothread *t)
 /* The next free entry, with room for a list of @buffers. */
 static struct io_uring_sqe *next_sqe(struct iothread *t, unsigned buffers)
 {
-	if (io_uring_sq_space_left(&t->ring) == 0 || buffers > IOTHREAD_IOV_MAX - t->iov_used)
+	if (io_uring_sq_space_left(&t->ring) == 0 || buffers > BUFFERS_MAX - t->iov_used)
 		submit(t);
 	return io_uring_get_sqe(&t->ring);
 }
@@ -197,7 +205,7 @@ static void complete(struct iothread *t, const struct io_uring_cqe *cqe)
 	if (data & TAG_WATCH) {
 		watch_completed(t, (struct io_watch *)(uintptr_t)(data & ~(uint64_t)TAG_WATCH), res, more);
 	} else if (data) {
-		struct io_op *op = (struct io_op *)(uintptr_t)data;
+		struct disk_op *op = (struct disk_op *)(uintptr_t)data;
 		op->done(op, res);
 	}
 }
@@ -215,11 +223,30 @@ static void end_batch(struct iothread *t)
 	}
 }
 
+/* In the order in which they were posted; what is posted meanwhile has its turn in the next round. */
+static void run_posted(struct iothread *t)
+{
+	struct disk_op *newest = atomic_exchange_explicit(&t->posted, NULL, memory_order_acquire), *list = NULL;
+
+	while (newest) {
+		struct disk_op *op = newest;
+		newest = op->next;
+		op->next = list;
+		list = op;
+	}
+	while (list) {
+		struct disk_op *op = list;
+		list = op->next;
+		op->done(op, 0);
+	}
+}
+
 /* Submits what is prepared, waits for completions if there is nothing better to do, and handles them. */
 static void serve(struct iothread *t)
 {
+	bool busy = t->batches || atomic_load_explicit(&t->posted, memory_order_relaxed);
 	struct io_uring_cqe *cqe;
-	int ret = io_uring_submit_and_wait(&t->ring, t->batches ? 0 : 1);
+	int ret = io_uring_submit_and_wait(&t->ring, busy ? 0 : 1);
 
 	if (ret < 0 && ret != -EINTR && ret != -EAGAIN && ret != -EBUSY) {
 		log_err("I/O thread %u: io_uring_enter: %s; requests are lost, so the process ends", t->index,
@@ -231,6 +258,7 @@ static void serve(struct iothread *t)
 	/* A bound, so that completions that breed completions do not put off the end of the batch for ever. */
 	for (unsigned n = 0; n < COMPLETIONS && io_uring_peek_cqe(&t->ring, &cqe) == 0; n++)
 		complete(t, cqe);
+	run_posted(t);
 	end_batch(t);
 }
 
@@ -371,10 +399,19 @@ void iothread_free(struct iothread *t)
 	free(t);
 }
 
+/* Any thread. */
+static void wake(struct iothread *t)
+{
+	uint64_t one = 1;
+
+	/* Cannot fail: the counter would have to be full. */
+	if (write(t->wake_fd, &one, sizeof(one)) < 0)
+		log_warn("I/O thread %u: wake: %s", t->index, strerror(errno));
+}
+
 void iothread_call(struct iothread *t, void (*fn)(void *arg), void *arg)
 {
 	struct call call = {.fn = fn, .arg = arg};
-	uint64_t one = 1;
 
 	if (!t->started || pthread_equal(pthread_self(), t->thread)) {
 		fn(arg);
@@ -385,9 +422,7 @@ void iothread_call(struct iothread *t, void (*fn)(void *arg), void *arg)
 	while (*end)
 		end = &(*end)->next;
 	*end = &call;
-	/* Cannot fail: the counter would have to be full. */
-	if (write(t->wake_fd, &one, sizeof(one)) < 0)
-		log_warn("I/O thread %u: wake: %s", t->index, strerror(errno));
+	wake(t);
 	while (!call.finished)
 		pthread_cond_wait(&t->finished, &t->lock);
 	pthread_mutex_unlock(&t->lock);
@@ -438,6 +473,11 @@ struct error *iothread_add_file(struct iothread *t, int fd, unsigned *slot)
 	struct file_call call = {.thread = t, .fd = fd};
 
 	iothread_call(t, add_file, &call);
+	if (call.ret == -ENFILE)
+		return error_hint(ring_error(ENFILE, "register a file"),
+				  "it knows at most %d: a disk takes one for each image of its chain and each queue; "
+				  "give the machine fewer, or more --io-threads",
+				  IOTHREAD_FILES_MAX);
 	if (call.ret < 0)
 		return ring_error(-call.ret, "register a file");
 	*slot = call.slot;
@@ -461,6 +501,11 @@ void iothread_remove_file(struct iothread *t, unsigned slot)
 
 /* --- operations --- */
 
+static struct iothread *thread_of(struct disk_io *io)
+{
+	return (struct iothread *)io;
+}
+
 /* A copy of the list that lives until it is submitted. next_sqe() has made room. */
 static const struct iovec *keep_iov(struct iothread *t, const struct iovec *iov, unsigned count)
 {
@@ -470,9 +515,10 @@ static const struct iovec *keep_iov(struct iothread *t, const struct iovec *iov,
 	return copy;
 }
 
-void iothread_readv(struct iothread *t, struct io_op *op, unsigned slot, const struct iovec *iov, unsigned count,
-		    uint64_t offset)
+static void do_readv(struct disk_io *io, struct disk_op *op, unsigned slot, const struct iovec *iov, unsigned count,
+		     uint64_t offset)
 {
+	struct iothread *t = thread_of(io);
 	struct io_uring_sqe *sqe = next_sqe(t, count);
 
 	if (count > 1)
@@ -482,9 +528,10 @@ void iothread_readv(struct iothread *t, struct io_op *op, unsigned slot, const s
 	finish_sqe(sqe, (uintptr_t)op);
 }
 
-void iothread_writev(struct iothread *t, struct io_op *op, unsigned slot, const struct iovec *iov, unsigned count,
-		     uint64_t offset)
+static void do_writev(struct disk_io *io, struct disk_op *op, unsigned slot, const struct iovec *iov, unsigned count,
+		      uint64_t offset)
 {
+	struct iothread *t = thread_of(io);
 	struct io_uring_sqe *sqe = next_sqe(t, count);
 
 	if (count > 1)
@@ -494,20 +541,45 @@ void iothread_writev(struct iothread *t, struct io_op *op, unsigned slot, const 
 	finish_sqe(sqe, (uintptr_t)op);
 }
 
-void iothread_fdatasync(struct iothread *t, struct io_op *op, unsigned slot)
+static void do_fdatasync(struct disk_io *io, struct disk_op *op, unsigned slot)
 {
-	struct io_uring_sqe *sqe = next_sqe(t, 0);
+	struct io_uring_sqe *sqe = next_sqe(thread_of(io), 0);
 
 	io_uring_prep_fsync(sqe, (int)slot, IORING_FSYNC_DATASYNC);
 	finish_sqe(sqe, (uintptr_t)op);
 }
 
-void iothread_fallocate(struct iothread *t, struct io_op *op, unsigned slot, int mode, uint64_t offset, uint64_t len)
+static void do_fallocate(struct disk_io *io, struct disk_op *op, unsigned slot, int mode, uint64_t offset, uint64_t len)
 {
-	struct io_uring_sqe *sqe = next_sqe(t, 0);
+	struct io_uring_sqe *sqe = next_sqe(thread_of(io), 0);
 
 	io_uring_prep_fallocate(sqe, (int)slot, mode, offset, len);
 	finish_sqe(sqe, (uintptr_t)op);
+}
+
+/* Before it sleeps, the thread looks for what it posted itself; others wake it. */
+static void do_post(struct disk_io *io, struct disk_op *op)
+{
+	struct iothread *t = thread_of(io);
+
+	struct disk_op *newest = atomic_load_explicit(&t->posted, memory_order_relaxed);
+	do
+		op->next = newest;
+	while (!atomic_compare_exchange_weak_explicit(&t->posted, &newest, op, memory_order_release,
+						      memory_order_relaxed));
+	/* Now it may be done already, and be somebody else's. */
+	if (!pthread_equal(pthread_self(), t->thread))
+		wake(t);
+}
+
+static void init_io(struct iothread *t)
+{
+	t->io = (struct disk_io){do_readv, do_writev, do_fdatasync, do_fallocate, do_post};
+}
+
+struct disk_io *iothread_io(struct iothread *t)
+{
+	return &t->io;
 }
 
 /* --- watches and batches --- */

@@ -14,19 +14,13 @@
 #define GLINT_VMM_MACHINE_IOTHREAD_H
 
 #include "base/error.h"
+#include "disk/io.h"
 
 #include <stdint.h>
-#include <sys/uio.h>
 
-#define IOTHREAD_FILES_MAX 256  /* registered files of one ring */
-#define IOTHREAD_IOV_MAX   1024 /* buffers of one readv or writev: what the kernel takes (UIO_MAXIOV) */
+#define IOTHREAD_FILES_MAX 256 /* registered files of one ring */
 
 struct iothread;
-
-/* One operation in flight; embedded in its owner. @res is what the system call would have returned, or -errno. */
-struct io_op {
-	void (*done)(struct io_op *op, int res);
-};
 
 /*
  * A watched eventfd or socket; embedded in its owner, who sets @ready, @slot and @events (as poll(2); 0 means POLLIN).
@@ -84,19 +78,10 @@ void iothread_call(struct iothread *thread, void (*fn)(void *arg), void *arg);
 void iothread_drain(struct iothread *thread, const unsigned *busy);
 
 /*
- * Starts an operation on a registered file; @op->done is called with its result. They never fail by themselves. The
- * @iov array is the caller's again on return; the buffers are in use until @op is done. @count is at most
- * IOTHREAD_IOV_MAX.
+ * What starts operations on registered files, by their slots; see disk/io.h. Valid as long as the thread. They are done
+ * when the thread serves completions, never before they return.
  */
-void iothread_readv(struct iothread *thread, struct io_op *op, unsigned slot, const struct iovec *iov, unsigned count,
-		    uint64_t offset);
-void iothread_writev(struct iothread *thread, struct io_op *op, unsigned slot, const struct iovec *iov, unsigned count,
-		     uint64_t offset);
-/* fdatasync(2). */
-void iothread_fdatasync(struct iothread *thread, struct io_op *op, unsigned slot);
-/* @mode: as fallocate(2). */
-void iothread_fallocate(struct iothread *thread, struct io_op *op, unsigned slot, int mode, uint64_t offset,
-			uint64_t len);
+struct disk_io *iothread_io(struct iothread *thread);
 
 /*
  * Has @watch->ready called after the file registered as @watch->slot was signalled or became ready (several times may

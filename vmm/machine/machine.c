@@ -185,7 +185,7 @@ static struct error *load(struct machine *m)
 struct error *machine_activate(struct machine *m)
 {
 	for (unsigned i = 0; i < m->config->disks; i++)
-		TRY(blk_activate(m->disk[i]));
+		TRY(drive_activate(m->drive[i]));
 	TRY(hotplug_activate(m));
 	return firmware_activate(&m->firmware);
 }
@@ -195,7 +195,7 @@ struct error *machine_deactivate(struct machine *m)
 	struct error *first = firmware_deactivate(&m->firmware);
 
 	for (unsigned i = 0; i < m->config->disks; i++)
-		first = error_first(first, blk_deactivate(m->disk[i]));
+		first = error_first(first, drive_deactivate(m->drive[i]));
 	return error_first(first, hotplug_deactivate(m));
 }
 

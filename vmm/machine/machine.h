@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/loop.h"
 #include "vmm/agent/agent.h"
+#include "vmm/block/drive.h"
 #include "vmm/control/control.h"
 #include "vmm/cpu/irq.h"
 #include "vmm/cpu/vcpu.h"
@@ -107,6 +108,7 @@ struct machine {
 	struct vsock *vsock;
 	struct net *net[MACHINE_NETS_MAX];
 	struct balloon *balloon;
+	struct drive *drive[MACHINE_DISKS_MAX];
 	struct blk *disk[MACHINE_DISKS_MAX];
 	struct lpc lpc;
 	struct plug plug[PCI_PORTS];
@@ -136,8 +138,10 @@ struct machine {
 [[nodiscard]] struct error *machine_create_devices(struct machine *machine);
 void machine_destroy_devices(struct machine *machine);
 
-/* Makes a disk's or an interface's device, not yet its PCI function; takes the descriptors. */
-[[nodiscard]] struct error *machine_make_disk(struct machine *machine, struct disk_config *config, struct blk **disk);
+/* Makes a disk's or an interface's device, not yet its PCI function; takes the descriptors. What was made when an error
+ * is returned is the caller's too. */
+[[nodiscard]] struct error *machine_make_disk(struct machine *machine, struct disk_config *config, struct drive **drive,
+					      struct blk **disk);
 [[nodiscard]] struct error *machine_make_net(struct machine *machine, struct net_options *options, struct net **net);
 
 /* A part of the machine with state; @name is copied. */

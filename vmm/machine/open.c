@@ -163,14 +163,61 @@ static struct error *open_vsock(struct vm_config *config)
 
 /* --- files --- */
 
+/* fd=N:fd=N... */
+static struct error *open_parents(struct disk_config *disk)
+{
+	cleanup_free char *text = strdup(disk->parents);
+	char *rest = text;
+
+	if (!text)
+		return error_new(ENOMEM, "--disk: %s", disk->parents);
+	for (const char *one; (one = strsep(&rest, ":"));) {
+		if (!option_is_descriptor(one))
+			return error_hint(error_new(EINVAL, "--disk: parents=%s", disk->parents),
+					  "write parents=fd=N:fd=N..., the nearest first");
+		if (disk->drive.parent_count == ARRAY_SIZE(disk->parent_fd))
+			return error_new(E2BIG, "--disk: parents=%s: a chain has at most %d images", disk->parents,
+					 DISK_CHAIN_MAX);
+		TRY(option_descriptor(one, "--disk", &disk->parent_fd[disk->drive.parent_count]));
+		disk->drive.parent_count++;
+	}
+	return NULL;
+}
+
+/* The folder that a disk's file is in, where those of its parents are. */
+static struct error *open_folder(struct disk_config *disk)
+{
+	const char *slash = strrchr(disk->file.name, '/');
+	cleanup_free char *folder =
+		slash ? strndup(disk->file.name, (size_t)(slash - disk->file.name) + 1) : strdup(".");
+
+	if (!folder)
+		return error_new(ENOMEM, "--disk: %s", disk->file.name);
+	disk->folder_fd = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	return disk->folder_fd < 0 ? error_new(errno, "--disk: open %s", folder) : NULL;
+}
+
 static struct error *open_disk(struct disk_config *disk)
 {
-	int flags = (disk->blk.readonly ? O_RDONLY : O_RDWR) | (disk->direct ? O_DIRECT : 0);
+	int flags = (disk->drive.readonly ? O_RDONLY : O_RDWR) | (disk->direct ? O_DIRECT : 0);
 
 	TRY(option_open(&disk->file, "--disk", flags));
-	disk->blk.fd = steal_fd(&disk->file.fd);
-	disk->blk.name = disk->file.name;
-	return NULL;
+	disk->drive.fd = steal_fd(&disk->file.fd);
+	disk->drive.name = disk->file.name;
+	if (disk->parents)
+		return open_parents(disk);
+	if (strcmp(disk->drive.format, "raw") == 0 || option_is_descriptor(disk->file.name))
+		return NULL;
+	return open_folder(disk);
+}
+
+void config_close_disk(struct disk_config *disk)
+{
+	close_fd(&disk->drive.fd);
+	close_fd(&disk->folder_fd);
+	for (unsigned i = 0; i < disk->drive.parent_count; i++)
+		close_fd(&disk->parent_fd[i]);
+	disk->drive.parent_count = 0;
 }
 
 static struct error *open_kvm(struct vm_config *config)
@@ -222,10 +269,10 @@ void config_release(struct vm_config *config)
 	close_fd(&config->vsock.listen_fd);
 	close_fd(&config->vsock.connector_fd);
 	for (unsigned i = 0; i < config->disks; i++)
-		close_fd(&config->disk[i].blk.fd);
+		config_close_disk(&config->disk[i]);
 	config_release_nets(config);
 	for (unsigned i = 0; i < PCI_PORTS; i++)
 		if (config->plugged[i].kind == CARD_DISK)
-			close_fd(&config->plugged[i].disk.blk.fd);
+			config_close_disk(&config->plugged[i].disk);
 	json_decref(config->json);
 }

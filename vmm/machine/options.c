@@ -45,19 +45,39 @@ static struct error *set_on_error(const char *what, const char *text, void *obje
 	struct disk_config *disk = object;
 
 	if (strcmp(text, "report") == 0)
-		disk->blk.on_full = disk->blk.on_error = BLK_REPORT;
+		disk->drive.on_full = disk->drive.on_error = DRIVE_REPORT;
 	else if (strcmp(text, "pause") == 0)
-		disk->blk.on_full = disk->blk.on_error = BLK_PAUSE;
+		disk->drive.on_full = disk->drive.on_error = DRIVE_PAUSE;
 	else
 		return error_new(EINVAL, "%s: '%s' is neither 'report' nor 'pause'", what, text);
 	return NULL;
 }
 
+static struct error *set_format(const char *what, const char *text, void *object)
+{
+	static const char *const formats[] = {"raw", "vhd", "vhdx"};
+	struct disk_config *disk = object;
+
+	for (size_t i = 0; i < ARRAY_SIZE(formats); i++) {
+		if (strcmp(text, formats[i]) == 0) {
+			disk->drive.format = formats[i];
+			return NULL;
+		}
+	}
+	return error_hint(error_new(EINVAL, "%s: '%s' is not a disk format", what, text), "use raw, vhd or vhdx");
+}
+
 static const struct option disk_fields[] = {
-	{"path", OPTION_FILE, offsetof(struct disk_config, file), .aka = "file path_on_host", .help = "the raw image"},
-	{"readonly", OPTION_SWITCH, offsetof(struct disk_config, blk.readonly), .aka = "is_read_only",
+	{"path", OPTION_FILE, offsetof(struct disk_config, file), .aka = "file path_on_host",
+	 .help = "the image; parents that it names are looked for from its own folder down"},
+	{"format", OPTION_OWN, .own = set_format, .value = "raw|vhd|vhdx", .aka = "image_type",
+	 .help = "what the file is (default: raw); it is not looked for, as a guest can write any header into a raw "
+		 "disk"},
+	{"parents", OPTION_TEXT, offsetof(struct disk_config, parents), .value = "fd=N[:fd=N]...",
+	 .help = "descriptors of its parents, the nearest first, for a path that is fd=N"},
+	{"readonly", OPTION_SWITCH, offsetof(struct disk_config, drive.readonly), .aka = "is_read_only",
 	 .help = "the guest may not write (default: off)"},
-	{"queues", OPTION_NUMBER, offsetof(struct disk_config, blk.queues), .aka = "num-queues", .min = 1,
+	{"queues", OPTION_NUMBER, offsetof(struct disk_config, queues), .aka = "num-queues", .min = 1,
 	 .max = DISK_QUEUES_MAX, .help = "1 to 16 (default: one a vCPU, at most 4)"},
 	{"id", OPTION_OWN, .own = set_disk_id, .value = "NAME", .aka = "serial drive_id",
 	 .help = "its name, and the serial number that the guest sees (default: diskN)"},
@@ -80,8 +100,9 @@ static void begin_disk(const void *object, void *element, unsigned index)
 
 	*disk = (struct disk_config){
 		.file.fd = -1,
+		.folder_fd = -1,
 		.boot_index = BOOT_INDEX_NONE,
-		.blk = {.fd = -1, .on_full = BLK_PAUSE, .on_error = BLK_REPORT},
+		.drive = {.format = "raw", .fd = -1, .on_full = DRIVE_PAUSE, .on_error = DRIVE_REPORT},
 	};
 	snprintf(disk->id, sizeof(disk->id), "disk%u", index);
 }
@@ -100,6 +121,9 @@ static struct error *check_disk(const char *what, const void *object, const void
 		if (disk->boot_index != BOOT_INDEX_NONE && config->disk[i].boot_index == disk->boot_index)
 			return error_new(EEXIST, "%s: two disks have the bootindex %u", what, disk->boot_index);
 	}
+	if (disk->parents && !option_is_descriptor(disk->file.name))
+		return error_hint(error_new(EINVAL, "%s: parents are for a path that is fd=N", what),
+				  "leave them out: those of a file are found from its folder down");
 	if (disk->port && disk->boot_index != BOOT_INDEX_NONE)
 		return error_new(EINVAL, "%s: a disk in a port has no bootindex", what);
 	return NULL;
@@ -235,13 +259,14 @@ struct error *config_disk(const json_t *json, const struct vm_config *config, st
 	begin_disk(config, disk, 0);
 	disk->id[0] = '\0';
 	TRY(option_json(disk_fields, "disk", json, disk));
-	if (disk->file.name || disk->direct || disk->boot_index != BOOT_INDEX_NONE)
-		return error_hint(error_new(EINVAL, "path, direct and bootindex are not for a disk that is added"),
-				  "open it as it is to be used, and pass its descriptor");
+	if (disk->file.name || disk->direct || disk->parents || disk->boot_index != BOOT_INDEX_NONE)
+		return error_hint(
+			error_new(EINVAL, "path, parents, direct and bootindex are not for a disk that is added"),
+			"open it as it is to be used, and pass its descriptor, then those of its parents");
 	if (disk->id[0] == '\0')
 		return error_new(EINVAL, "the disk needs an id");
-	if (disk->blk.queues == 0)
-		disk->blk.queues = MIN(config->cpus, 4u);
+	if (disk->queues == 0)
+		disk->queues = MIN(config->cpus, 4u);
 	return NULL;
 }
 
@@ -520,7 +545,7 @@ const struct option config_options[] = {
 		 "when the machine ends)"},
 	{"uuid", OPTION_OWN, .own = set_uuid, .value = "UUID", .help = "what firmware says the machine's identity is"},
 	{"disk", OPTION_GROUP, AT(disk), .aka = "drive drives", .group = &disk_group,
-	 .value = "path=FILE[,FIELD=VALUE]...", .help = "a raw disk on virtio-blk; may be given up to 16 times"},
+	 .value = "path=FILE[,FIELD=VALUE]...", .help = "a disk on virtio-blk; may be given up to 16 times"},
 	{"net", OPTION_GROUP, AT(net), .aka = "netdev nic network", .group = &net_group,
 	 .value = "tap=NAME|passt=PATH[,FIELD=VALUE]...",
 	 .help = "a network interface on virtio-net; may be given up to 6 times"},
@@ -639,8 +664,8 @@ struct error *config_parse(int argc, char **argv, struct vm_config *config)
 		TRY(load_file(config, file));
 	TRY(option_arguments(config_options, argc, argv, config));
 	for (unsigned i = 0; i < config->disks; i++)
-		if (config->disk[i].blk.queues == 0)
-			config->disk[i].blk.queues = MIN(config->cpus, 4u);
+		if (config->disk[i].queues == 0)
+			config->disk[i].queues = MIN(config->cpus, 4u);
 	TRY(sort_cards(config));
 	return config->help || config->version ? NULL : check(config);
 }

@@ -87,6 +87,7 @@ static const struct rule rules[] = {
 	CALL(ftruncate, MAIN),
 	CALL(fstat, MAIN),
 	WHEN(newfstatat, MAIN, IS(3, AT_EMPTY_PATH)), /* what glibc may make of fstat() */
+	WHEN(statx, MAIN, IS(2, AT_EMPTY_PATH)),      /* what direct I/O asks of a disk that comes later */
 	/* Locks and flags of disks and consoles; never F_SETOWN, F_SETSIG, F_NOTIFY or O_ASYNC, which send signals. */
 	WHEN(fcntl, MAIN, IS(1, F_GETFD)),
 	WHEN(fcntl, MAIN, IS(1, F_SETFD)),

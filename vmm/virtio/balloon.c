@@ -36,7 +36,7 @@ enum { INFLATE, DEFLATE, STATS };
 
 /* What one queue does. */
 struct worker {
-	struct io_op op;
+	struct disk_op op;
 	struct balloon *balloon;
 	struct virtio_queue *queue;
 	unsigned busy; /* 1 while a chain is in work */
@@ -246,8 +246,9 @@ static void work(struct virtio_queue *queue)
 
 	for (; taken < CHAINS_A_GO && (w->busy || take(w)); taken++) {
 		if (w->busy && next_hole(w, &offset, &len)) {
-			iothread_fallocate(w->balloon->thread, &w->op, w->balloon->memory_slot,
-					   FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, len);
+			struct disk_io *io = iothread_io(w->balloon->thread);
+			io->fallocate(io, &w->op, w->balloon->memory_slot, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				      offset, len);
 			break;
 		}
 		if (w->busy)
@@ -259,7 +260,7 @@ static void work(struct virtio_queue *queue)
 		virtio_again(queue);
 }
 
-static void punched(struct io_op *op, int res)
+static void punched(struct disk_op *op, int res)
 {
 	struct worker *w = (struct worker *)op; /* its first member */
 

@@ -1,6 +1,6 @@
 /*
- * virtio-blk, the device: its configuration, its life, its state; see blk.h. Requests are blk_request.c's. Touches the
- * disk's descriptor.
+ * virtio-blk, the device: its configuration, its life, its state; see blk.h. Requests are blk_request.c's. Touches its
+ * memory.
  */
 #include "vmm/virtio/blk_internal.h"
 
@@ -11,8 +11,6 @@
 #include <linux/virtio_ids.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 /* The part of the configuration that the offered features speak of; secure erase and zones follow (5.2.4). */
 #define CONFIG_BYTES offsetof(struct virtio_blk_config, max_secure_erase_sectors)
@@ -26,9 +24,9 @@
 static void config_read(struct virtio_device *dev, uint8_t *config)
 {
 	struct blk *blk = blk_of(dev);
-	uint32_t block = blk->file.block_size;
+	uint32_t block = drive_sector(blk->drive);
 	const struct virtio_blk_config c = {
-		.capacity = blk->file.size / SECTOR_BYTES,
+		.capacity = drive_size(blk->drive) / SECTOR_BYTES,
 		.seg_max = BLK_SEG_MAX,
 		.blk_size = block,
 		.physical_block_exp = (uint8_t)__builtin_ctz(PHYSICAL_BYTES / block),
@@ -62,7 +60,7 @@ static void reset(struct virtio_device *dev)
 	struct blk *blk = blk_of(dev);
 
 	atomic_store(&blk->writeback, true);
-	atomic_store(&blk->halted, false);
+	drive_forget(blk->drive);
 }
 
 static void held_state(void *self, struct saved *s)
@@ -84,11 +82,7 @@ static void state(void *self, struct saved *s)
 	struct blk *blk = blk_of(self);
 	bool writeback = atomic_load(&blk->writeback);
 
-	/* Compared by blk_activate(): while this loads, the disk may still be its last owner's. */
-	saved_require(s);
-	saved_u64(s, "bytes", &blk->known_bytes);
-	saved_require(s);
-	saved_u32(s, "block-size", &blk->known_block);
+	drive_state(blk->drive, s);
 	saved_bool(s, "writeback", &writeback);
 	saved_require(s);
 	saved_array(s, "queues", blk->queue, blk->device.queue_count, sizeof(*blk->queue), queue_state);
@@ -109,62 +103,46 @@ static const struct virtio_ops ops = {
 	.state = state,
 };
 
-static uint64_t features(const struct blk_config *config)
+static uint64_t features(const struct drive *drive)
 {
 	uint64_t common = 1ull << VIRTIO_BLK_F_SEG_MAX | 1ull << VIRTIO_BLK_F_BLK_SIZE | 1ull << VIRTIO_BLK_F_TOPOLOGY |
 			  1ull << VIRTIO_BLK_F_MQ;
 
-	if (config->readonly)
+	if (drive_readonly(drive))
 		return common | 1ull << VIRTIO_BLK_F_RO;
 	return common | 1ull << VIRTIO_BLK_F_FLUSH | 1ull << VIRTIO_BLK_F_CONFIG_WCE | 1ull << VIRTIO_BLK_F_DISCARD |
 	       1ull << VIRTIO_BLK_F_WRITE_ZEROES;
 }
 
-/* Registers the disk with each thread. */
-static struct error *add_files(struct blk *blk)
+/* The disk has another size. */
+static void resized(void *arg)
 {
-	const struct blk_config *config = &blk->config;
+	struct blk *blk = arg;
 
-	for (unsigned i = 0; i < config->thread_count; i++)
-		blk->files[i] = IOTHREAD_FILES_MAX;
-	for (unsigned i = 0; i < config->thread_count; i++)
-		TRY(iothread_add_file(config->threads[i], config->fd, &blk->files[i]));
-	return NULL;
-}
-
-/* One buffer for direct I/O; its pages exist once a guest needs them. */
-static struct error *add_bounce(struct blk *blk, struct blk_queue *q)
-{
-	if (blk->file.memory_align == 1)
-		return NULL;
-	void *p = mmap(NULL, BOUNCE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (p == MAP_FAILED)
-		return error_new(errno, "%s: make a buffer for direct I/O", blk->config.name);
-	q->bounce = p;
-	return NULL;
+	virtio_config_changed(&blk->device);
 }
 
 static struct error *make(struct blk *blk, const struct memory *memory)
 {
 	const struct blk_config *config = &blk->config;
+	const char *name = drive_name(blk->drive);
 
-	TRY(disk_file_probe(&blk->file, config->name, config->fd, config->readonly));
-	TRY(disk_file_size(&blk->file, config->name));
-	TRY(virtio_init(&blk->device, &ops, config->name, memory, features(config), config->queues, BLK_QUEUE_SIZE,
+	TRY(virtio_init(&blk->device, &ops, name, memory, features(blk->drive), config->queues, BLK_QUEUE_SIZE,
 			config->threads, config->thread_count));
 	blk->queue = calloc(config->queues, sizeof(*blk->queue));
-	blk->files = calloc(config->thread_count, sizeof(*blk->files));
-	if (!blk->queue || !blk->files)
-		return error_new(ENOMEM, "%s: make %u queues", config->name, config->queues);
-	TRY(add_files(blk));
+	if (!blk->queue)
+		return error_new(ENOMEM, "%s: make %u queues", name, config->queues);
 	for (unsigned i = 0; i < config->queues; i++) {
 		struct blk_queue *q = &blk->queue[i];
 		q->blk = blk;
 		q->queue = &blk->device.queue[i];
-		q->file = blk->files[i % config->thread_count];
+		q->port = drive_port(blk->drive, i % config->thread_count);
+		q->many = calloc(BLK_QUEUE_SIZE, sizeof(*q->many));
+		if (!q->many)
+			return error_new(ENOMEM, "%s: make %u queues", name, config->queues);
 		blk_queue_init(q);
-		TRY(add_bounce(blk, q));
 	}
+	drive_on_resize(blk->drive, resized, blk);
 	return NULL;
 }
 
@@ -173,12 +151,12 @@ struct error *blk_new(struct blk **out, const struct memory *memory, const struc
 	struct blk *blk = calloc(1, sizeof(*blk));
 
 	if (!blk)
-		return error_new(ENOMEM, "%s: make the device", config->name);
+		return error_new(ENOMEM, "%s: make the device", drive_name(config->drive));
 	blk->config = *config;
+	blk->drive = config->drive;
 	atomic_init(&blk->writeback, true);
 	struct error *err = make(blk, memory);
 	if (err) {
-		blk->config.fd = -1; /* stays the caller's */
 		blk_free(blk);
 		return err;
 	}
@@ -190,15 +168,10 @@ void blk_free(struct blk *blk)
 {
 	if (!blk)
 		return;
+	drive_on_resize(blk->drive, NULL, NULL);
 	virtio_destroy(&blk->device);
-	for (unsigned i = 0; blk->files && i < blk->config.thread_count; i++)
-		if (blk->files[i] < IOTHREAD_FILES_MAX)
-			iothread_remove_file(blk->config.threads[i], blk->files[i]);
 	for (unsigned i = 0; blk->queue && i < blk->config.queues; i++)
-		if (blk->queue[i].bounce)
-			munmap(blk->queue[i].bounce, BOUNCE_BYTES);
-	close_fd(&blk->config.fd);
-	free(blk->files);
+		free(blk->queue[i].many);
 	free(blk->queue);
 	free(blk);
 }
@@ -206,55 +179,4 @@ void blk_free(struct blk *blk)
 struct virtio_device *blk_device(struct blk *blk)
 {
 	return &blk->device;
-}
-
-static struct error *take_size(struct blk *blk)
-{
-	struct disk_file *file = &blk->file;
-
-	TRY(disk_file_size(file, blk->config.name));
-	if (blk->known_bytes && (file->size != blk->known_bytes || file->block_size != blk->known_block))
-		return error_new(EINVAL,
-				 "%s: it is not the disk the guest knows: %llu bytes in blocks of %u, not %llu in %u",
-				 blk->config.name, (unsigned long long)file->size, file->block_size,
-				 (unsigned long long)blk->known_bytes, blk->known_block);
-	blk->known_bytes = file->size;
-	blk->known_block = file->block_size;
-	return NULL;
-}
-
-struct error *blk_activate(struct blk *blk)
-{
-	if (atomic_load(&blk->active))
-		return NULL;
-	TRY(disk_file_lock(&blk->file, blk->config.name));
-	struct error *err = take_size(blk);
-	if (err) {
-		disk_file_unlock(&blk->file);
-		return err;
-	}
-	atomic_store(&blk->active, true);
-	return NULL;
-}
-
-struct error *blk_deactivate(struct blk *blk)
-{
-	if (!atomic_load(&blk->active))
-		return NULL;
-	if (!blk->file.readonly && fdatasync(blk->file.fd) < 0)
-		return error_new(errno, "%s: make it durable", blk->config.name);
-	atomic_store(&blk->active, false);
-	disk_file_unlock(&blk->file);
-	return NULL;
-}
-
-void blk_stats(const struct blk *blk, struct blk_stats *stats)
-{
-	*stats = (struct blk_stats){0};
-	for (unsigned i = 0; i < blk->device.queue_count; i++) {
-		const uint64_t *from = &blk->queue[i].stats.reads;
-		uint64_t *to = &stats->reads;
-		for (unsigned n = 0; n < sizeof(*stats) / sizeof(*to); n++)
-			to[n] += __atomic_load_n(&from[n], __ATOMIC_RELAXED);
-	}
 }

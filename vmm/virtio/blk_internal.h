@@ -4,71 +4,54 @@
 #ifndef GLINT_VMM_VIRTIO_BLK_INTERNAL_H
 #define GLINT_VMM_VIRTIO_BLK_INTERNAL_H
 
-#include "disk/file.h"
 #include "vmm/virtio/blk.h"
 #include "vmm/virtio/iov.h"
 
 #include <stdatomic.h>
 
 #define SECTOR_BYTES 512u
-#define NO_REQUEST   0xffff
 
-/* The detour of requests that direct I/O refuses: one a queue. */
-#define BOUNCE_BYTES (64u << 10)
+/* Buffers of a request that are kept in its slot. More, which few requests have, are kept aside. */
+#define BLK_FEW 16
 
 struct blk_queue;
 
-/* A request between ring and completion. Its buffers stay in the guest's descriptors and are looked up when needed. */
+/* A request between ring and completion. */
 struct blk_request {
-	struct io_op op;
+	struct drive_request io;
 	struct blk_queue *queue;
 	uint8_t *status;   /* in guest memory */
-	uint64_t offset;   /* bytes from the start of the disk */
-	uint32_t len;      /* bytes to transfer, discard or zero */
-	uint32_t done;     /* of them */
 	uint32_t writable; /* bytes of the chain's writable part, status included */
+	uint32_t written;  /* of them */
 	uint32_t type;
 	uint16_t head;
-	uint16_t next; /* in the list it is on: free, or waiting for the bounce buffer */
-	uint8_t retries;
-	bool unmap;   /* write zeroes: may deallocate */
-	bool plain;   /* write zeroes: the file system cannot, so write them */
-	bool bounced; /* holds the bounce buffer */
-	bool syncing; /* the transfer is done, fdatasync is not */
+	struct iovec few[BLK_FEW];
 };
 
 /* The thread's own, but for its place in the device. */
 struct blk_queue {
 	struct blk *blk;
 	struct virtio_queue *queue;
-	unsigned file; /* the disk's slot in the thread's ring */
+	struct drive_port *port;
 	struct io_batch batch;
 
-	unsigned busy; /* requests in use */
-	uint16_t free; /* the first unused request */
+	/* Requests in use; the numbers of the others are free[0] up to free[BLK_QUEUE_SIZE - busy - 1]. The one used
+	 * last is used next: pages of the others, and of @many, are not touched without need. */
+	unsigned busy;
+	uint16_t free[BLK_QUEUE_SIZE];
 	struct blk_request request[BLK_QUEUE_SIZE];
+	struct iovec (*many)[VIRTQUEUE_SIZE_MAX]; /* of each request, its buffers when they are more than a few */
 
 	/* Heads of requests that wait for the machine to resume. */
 	size_t held_count;
 	uint16_t held[BLK_QUEUE_SIZE];
-
-	struct blk_stats stats; /* written by the thread, read by any */
-
-	uint8_t *bounce; /* NULL without direct I/O */
-	uint16_t bounce_user, bounce_first, bounce_last;
 };
 
 struct blk {
 	struct virtio_device device;
 	struct blk_config config;
-	struct disk_file file;
-	uint64_t known_bytes; /* the disk as the guest knows it; 0 when no guest saw it yet */
-	uint32_t known_block;
-	atomic_bool active;
-	atomic_bool halted;    /* a request is held: nothing new is taken until the machine resumes */
+	struct drive *drive;
 	atomic_bool writeback; /* what the guest asked for, where it can (5.2.6.2) */
-	atomic_flag complained;
-	unsigned *files; /* the disk's slot in each thread's ring */
 	struct blk_queue *queue;
 };
 

@@ -22,7 +22,7 @@ static uint32_t config32(unsigned offset)
 
 static void test_config(void **state)
 {
-	struct blk_config config = default_config(memory_disk());
+	struct test_disk config = default_config(memory_disk());
 
 	(void)state;
 	config.queues = 3;
@@ -185,8 +185,8 @@ static void test_readonly(void **state)
 	assert_int_equal(pwrite(fd, "here", 4, 512), 4);
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 	again = open(path, O_RDONLY | O_CLOEXEC);
-	struct blk_config config = default_config(again);
-	config.readonly = true;
+	struct test_disk config = default_config(again);
+	config.drive.readonly = true;
 	start_disk(config, ALL_FEATURES);
 	assert_int_equal(f.driver.features >> VIRTIO_BLK_F_RO & 1, 1);
 	assert_int_equal(f.driver.features >> VIRTIO_BLK_F_DISCARD & 1, 0);
@@ -585,18 +585,16 @@ static void test_no_interrupt_flag(void **state)
 static void refuse(int fd, bool readonly, const char *words)
 {
 	struct test_machine *m = &f.machine;
-	struct blk_config config = default_config(fd);
+	struct test_disk config = default_config(fd);
 
 	test_machine_init(m, NULL);
-	config.readonly = readonly;
-	config.threads = m->threads;
-	config.thread_count = TEST_THREADS;
-	struct error *err = blk_new(&f.blk, &m->memory, &config);
+	config.drive.readonly = readonly;
+	struct error *err = make_disk(m, &config, &f.drive, &f.blk);
 	assert_non_null(err);
 	if (!strstr(error_text(err), words))
 		fail_msg("%s", error_text(err));
 	error_free(err);
-	close(fd); /* still the caller's */
+	assert_int_equal(fcntl(fd, F_GETFD), -1); /* the drive's, which is not */
 	test_machine_destroy(m, false);
 }
 

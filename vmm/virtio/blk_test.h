@@ -20,9 +20,16 @@
 #define DISK_BYTES   (8 * MIB)
 #define DISK_SECTORS (DISK_BYTES / 512)
 
+struct test_disk {
+	struct drive_config drive;
+	int parent[DISK_CHAIN_MAX];
+	unsigned queues;
+};
+
 struct blk_fixture {
 	struct test_machine machine;
-	struct blk_config config;
+	struct test_disk config;
+	struct drive *drive;
 	struct blk *blk;
 	struct virtio_pci *vp;
 	struct test_driver driver;
@@ -64,23 +71,37 @@ static inline int file_disk(int flags)
 	return fd;
 }
 
-static inline struct blk_config default_config(int fd)
+static inline struct test_disk default_config(int fd)
 {
-	return (struct blk_config){.name = "test.raw",
-				   .fd = fd,
-				   .queues = 1,
-				   .serial = "serial-0123456789",
-				   .on_full = BLK_REPORT,
-				   .on_error = BLK_REPORT,
-				   .paused = on_paused};
+	return (struct test_disk){.queues = 1,
+				  .drive = {.name = "test.raw",
+					    .format = "raw",
+					    .fd = fd,
+					    .on_full = DRIVE_REPORT,
+					    .on_error = DRIVE_REPORT,
+					    .paused = on_paused}};
+}
+
+static inline struct error *make_disk(struct test_machine *m, struct test_disk *config, struct drive **drive,
+				      struct blk **blk)
+{
+	struct blk_config device = {.queues = config->queues,
+				    .serial = "serial-0123456789",
+				    .threads = m->threads,
+				    .thread_count = TEST_THREADS};
+
+	config->drive.parents = config->parent;
+	config->drive.threads = m->threads;
+	config->drive.thread_count = TEST_THREADS;
+	TRY(drive_new(drive, &config->drive));
+	device.drive = *drive;
+	return blk_new(blk, &m->memory, &device);
 }
 
 /* The device in a machine that is there. */
 static inline void add_disk(void)
 {
-	f.config.threads = f.machine.threads;
-	f.config.thread_count = TEST_THREADS;
-	test_no_error(blk_new(&f.blk, &f.machine.memory, &f.config));
+	test_no_error(make_disk(&f.machine, &f.config, &f.drive, &f.blk));
 	test_no_error(virtio_pci_new(&f.vp, blk_device(f.blk), &f.machine.pci, TEST_SLOT));
 }
 
@@ -94,13 +115,13 @@ static inline void drive(uint64_t features, uint16_t size)
 	test_driver_ok(&f.driver);
 }
 
-static inline void start_disk(struct blk_config config, uint64_t features)
+static inline void start_disk(struct test_disk config, uint64_t features)
 {
 	memset(&f, 0, sizeof(f));
 	f.config = config;
 	test_machine_init(&f.machine, NULL);
 	add_disk();
-	test_no_error(blk_activate(f.blk));
+	test_no_error(drive_activate(f.drive));
 	drive(features, 128);
 }
 
@@ -108,6 +129,7 @@ static inline void end_disk(void)
 {
 	virtio_pci_free(f.vp);
 	blk_free(f.blk);
+	drive_free(f.drive);
 	test_machine_destroy(&f.machine, false);
 }
 

@@ -185,13 +185,13 @@ static void test_watch(void **state)
 #define IOV 9
 
 static struct op {
-	struct io_op op;
+	struct disk_op op;
 	uint8_t data[IOV];
 } ops[OPS];
 static unsigned busy, bad;
 static unsigned file_slot;
 
-static void written(struct io_op *op, int res)
+static void written(struct disk_op *op, int res)
 {
 	(void)op;
 	bad += res != IOV;
@@ -210,7 +210,8 @@ static void write_all_ops(void *arg)
 			ops[i].data[j] = (uint8_t)(i * 31 + j);
 			iov[j] = (struct iovec){&ops[i].data[j], 1};
 		}
-		iothread_writev(thread, &ops[i].op, file_slot, iov, IOV, (uint64_t)i * IOV);
+		struct disk_io *io = iothread_io(thread);
+		io->writev(io, &ops[i].op, file_slot, iov, IOV, (uint64_t)i * IOV);
 	}
 	iothread_drain(thread, &busy);
 }
