@@ -98,8 +98,11 @@ def test_kernel_by_fw_cfg(host: Host) -> None:
 
 
 def test_killed_while_it_writes(host: Host, rng: random.Random) -> None:
-    """kill -9 at any moment of a first boot: firmware finds a variable store it can go on with."""
-    machine = Machine(host, boot_disk())
+    """kill -9 at any moment of a first boot: firmware finds a variable store it can go on with. It boots from NVMe,
+    which it tries before a disk in a slot below."""
+    machine = Machine(host, boot_disk(), ",bus=nvme,bootindex=3")
+    host.run(["truncate", "-s", "1M", "/tmp/below.raw"])
+    machine.args[-2:-2] = ["--disk", "path=/tmp/below.raw,id=below"]
     for _ in range(3):
         with Guest(host, *machine.args, direct=False) as guest:
             time.sleep(rng.uniform(2, 14))
@@ -107,6 +110,7 @@ def test_killed_while_it_writes(host: Host, rng: random.Random) -> None:
             assert guest.wait() == -9
     with Guest(host, *machine.args, direct=False) as guest:
         guest.ready()
+        assert "/NVMe(0x1," in guest.process.stdout.decode(errors="replace").split("BdsDxe: loading", 1)[1].split("\n")[0]
         set_variable(guest, "Alive")
         assert has_variable(guest, "Alive")
 

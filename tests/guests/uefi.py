@@ -101,7 +101,8 @@ def debian_disk() -> Path:
 class Machine:
     """Copies on @host of what a machine with firmware needs, and the arguments that name them."""
 
-    def __init__(self, host: Host, disk: Path | None = None) -> None:
+    def __init__(self, host: Host, disk: Path | None = None, options: str = "") -> None:
+        """options: more of the disk's."""
         name = f"/tmp/uefi-{secrets.token_hex(4)}"
         self.vars = f"{name}.vars"
         self.disk = f"{name}.raw"
@@ -109,4 +110,4 @@ class Machine:
         self.args: list[str | Path] = ["--firmware", OVMF_CODE, "--vars", self.vars, "--memory", "512M", "--cpus", "2"]
         if disk:
             host.run(["cp", "--sparse=always", disk, self.disk], timeout=300)
-            self.args += ["--disk", f"path={self.disk},id=system"]
+            self.args += ["--disk", f"path={self.disk},id=system{options}"]

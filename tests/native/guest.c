@@ -35,6 +35,8 @@ static const struct {
 	{"blk-limits", test_blk_limits},
 	{"blk-malformed", test_blk_malformed},
 	{"blk-fuzz", test_blk_fuzz},
+	{"nvme-verify", test_nvme_verify},
+	{"nvme-load", test_nvme_load},
 	{"display", test_display},
 	{"keyboard", test_keyboard},
 	{"console-echo", test_console_echo},

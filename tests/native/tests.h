@@ -37,6 +37,9 @@ void test_blk_ranges(void);
 void test_blk_limits(void);
 void test_blk_malformed(void);
 void test_blk_fuzz(void);
+/* test_nvme.c */
+void test_nvme_verify(void);
+void test_nvme_load(void);
 /* test_display.c */
 void test_display(void);
 /* test_input.c */

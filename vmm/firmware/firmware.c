@@ -82,11 +82,14 @@ static struct error *add_boot_order(struct firmware *fw, const struct firmware_c
 	char text[FIRMWARE_BOOT_MAX * 64];
 	size_t len = 0;
 
-	if (config->boot_slots == 0)
+	if (config->boots == 0)
 		return NULL;
-	for (unsigned i = 0; i < config->boot_slots; i++)
-		len += (size_t)snprintf(text + len, sizeof(text) - len, "%s/pci@i0cf8/scsi@%x/disk@0,0", i ? "\n" : "",
-					config->boot_slot[i]);
+	for (unsigned i = 0; i < config->boots; i++) {
+		/* OVMF takes a node of this name alone for NVMe; then the namespace and its EUI-64, which is none. */
+		const char *form = config->boot[i].nvme ? "%s/pci@i0cf8/pci8086,5845@%x/namespace@1,0"
+							: "%s/pci@i0cf8/scsi@%x/disk@0,0";
+		len += (size_t)snprintf(text + len, sizeof(text) - len, form, i ? "\n" : "", config->boot[i].slot);
+	}
 	return fw_cfg_add_file(&fw->fw_cfg, "bootorder", text, len + 1);
 }
 

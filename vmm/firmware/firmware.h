@@ -29,9 +29,12 @@ struct firmware_config {
 	struct cpu_topology topology;
 	const struct numa *numa; /* NULL: no nodes; borrowed for as long as the machine lives */
 	uint64_t mmio64_base;
-	bool keyboard;                         /* there is a keyboard controller */
-	unsigned boot_slot[FIRMWARE_BOOT_MAX]; /* PCI slots of the disks to boot from, best first */
-	unsigned boot_slots;
+	bool keyboard;         /* there is a keyboard controller */
+	struct firmware_boot { /* a disk to boot from */
+		unsigned slot; /* its PCI slot */
+		bool nvme;
+	} boot[FIRMWARE_BOOT_MAX]; /* best first */
+	unsigned boots;
 	/* A kernel for the firmware to start, a bzImage with an EFI stub; -1: none. */
 	int kernel_fd, initrd_fd;
 	const char *kernel_name, *initrd_name, *cmdline;

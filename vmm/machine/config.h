@@ -35,6 +35,9 @@
 /* What is done when the guest panicked or its watchdog was not fed, beside telling the clients. */
 enum guest_action { GUEST_RUN, GUEST_PAUSE, GUEST_RESET, GUEST_STOP };
 
+/* How the guest sees a disk. */
+enum disk_bus { DISK_VIRTIO, DISK_NVME };
+
 struct vm_config {
 	const char *name;
 	uint64_t memory; /* bytes */
@@ -57,6 +60,7 @@ struct vm_config {
 		const char *parents; /* fd=N:fd=N...; NULL: those that the images name are in its folder */
 		int folder_fd;       /* that folder; -1: none */
 		int parent_fd[DISK_CHAIN_MAX];
+		enum disk_bus bus;
 		unsigned queues;
 		unsigned port;       /* of hot-plug, from 1; 0: a slot of its own */
 		unsigned boot_index; /* firmware boots from the lowest first; BOOT_INDEX_NONE: not said */

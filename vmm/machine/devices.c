@@ -93,11 +93,33 @@ struct error *machine_make_disk(struct machine *m, struct disk_config *config, s
 	return blk_new(disk, &m->memory, &blk);
 }
 
+struct error *machine_make_nvme(struct machine *m, struct disk_config *config, struct drive **drive, struct nvme **nvme,
+				unsigned slot, struct pci_port *port)
+{
+	TRY(make_drive(m, config, drive));
+	struct nvme_config device = {.name = config->id,
+				     .drive = *drive,
+				     .queues = config->queues,
+				     .threads = m->io,
+				     .thread_count = m->config->io_threads};
+	static_assert(sizeof(device.serial) == sizeof(config->id));
+	memcpy(device.serial, config->id, sizeof(config->id));
+	static_assert(FIRMWARE_UUID_BYTES == sizeof(device.uuid));
+	nvme_make_uuid(device.uuid, m->config->uuid, config->id);
+	return nvme_new(nvme, &device, &m->memory, &m->pci, slot, port);
+}
+
 static struct error *create_disk(struct machine *m, unsigned index)
 {
 	struct disk_config *config = &m->config->disk[index];
 	char name[SAVED_NAME_MAX + 1];
 
+	if (config->bus == DISK_NVME) {
+		TRY(machine_make_nvme(m, config, &m->drive[index], &m->nvme[index], MACHINE_SLOT_DISK + index, NULL));
+		snprintf(name, sizeof(name), "nvme:%s", config->id);
+		m->unit[m->units++] = nvme_unit(m->nvme[index], name);
+		return NULL;
+	}
 	TRY(machine_make_disk(m, config, &m->drive[index], &m->disk[index]));
 	snprintf(name, sizeof(name), "disk:%s", config->id);
 	return add_virtio(m, MACHINE_SLOT_DISK + index, name, blk_device(m->disk[index]));
@@ -243,13 +265,14 @@ static struct error *create_pci(struct machine *m)
 	return hotplug_create(m);
 }
 
-/* PCI slots of the disks that have a boot index, the lowest first. */
+/* The disks that have a boot index, the lowest first. */
 static void order_boot(const struct machine *m, struct firmware_config *config)
 {
 	for (unsigned index = 0; index <= BOOT_INDEX_MAX; index++)
 		for (unsigned i = 0; i < m->config->disks; i++)
 			if (m->config->disk[i].boot_index == index)
-				config->boot_slot[config->boot_slots++] = MACHINE_SLOT_DISK + i;
+				config->boot[config->boots++] = (struct firmware_boot){
+					MACHINE_SLOT_DISK + i, m->config->disk[i].bus == DISK_NVME};
 }
 
 static struct error *create_firmware(struct machine *m)
@@ -305,6 +328,7 @@ void machine_destroy_devices(struct machine *m)
 		virtio_pci_free(m->slot[i]);
 	for (unsigned i = 0; i < MACHINE_DISKS_MAX; i++) {
 		blk_free(m->disk[i]);
+		nvme_free(m->nvme[i]);
 		drive_free(m->drive[i]);
 	}
 	tablet_free(m->tablet);

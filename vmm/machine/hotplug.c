@@ -24,11 +24,17 @@ static const char *id_of(const struct card_config *card)
 	return card->kind == CARD_NET ? card->net.id : card->disk.id;
 }
 
+static bool is_nvme(const struct card_config *card)
+{
+	return card->kind == CARD_DISK && card->disk.bus == DISK_NVME;
+}
+
 /* Takes the card apart, as far as it was made. */
 static void free_card(struct plug *plug)
 {
 	virtio_pci_free(steal_ptr(&plug->vp));
 	blk_free(steal_ptr(&plug->disk));
+	nvme_free(steal_ptr(&plug->nvme));
 	drive_free(steal_ptr(&plug->drive));
 	net_free(steal_ptr(&plug->net));
 	plug->card.kind = CARD_NONE;
@@ -37,7 +43,6 @@ static void free_card(struct plug *plug)
 static struct error *make_device(struct plug *plug, struct virtio_device **device)
 {
 	if (plug->card.kind == CARD_DISK) {
-		plug->card.disk.drive.name = plug->card.disk.file.name ?: plug->card.disk.id;
 		TRY(machine_make_disk(plug->machine, &plug->card.disk, &plug->drive, &plug->disk));
 		*device = blk_device(plug->disk);
 	} else {
@@ -51,7 +56,15 @@ static struct error *make_device(struct plug *plug, struct virtio_device **devic
 static struct error *make_card(struct plug *plug)
 {
 	struct virtio_device *device = NULL;
+	struct disk_config *disk = &plug->card.disk;
 
+	if (plug->card.kind == CARD_DISK)
+		disk->drive.name = disk->file.name ?: disk->id;
+	if (is_nvme(&plug->card)) {
+		TRY(machine_make_nvme(plug->machine, disk, &plug->drive, &plug->nvme, 0, &plug->port));
+		plug->unit = nvme_unit(plug->nvme, "nvme");
+		return NULL;
+	}
 	TRY(make_device(plug, &device));
 	TRY(virtio_pci_new_behind(&plug->vp, device, &plug->port));
 	plug->unit = virtio_pci_unit(plug->vp, kinds[plug->card.kind]);
@@ -168,12 +181,13 @@ static void out_of_patience(void *arg)
 
 /* --- the unit --- */
 
-/* What a saved machine has in a port and this one must have: "disk:ID"; empty: nothing. */
+/* What a saved machine has in a port and this one must have: "disk:ID", "nvme:ID"; empty: nothing. */
 static void card_name(const struct plug *plug, char name[SAVED_NAME_MAX + 1])
 {
 	name[0] = '\0';
 	if (plug->card.kind)
-		snprintf(name, SAVED_NAME_MAX + 1, "%s:%s", kinds[plug->card.kind], id_of(&plug->card));
+		snprintf(name, SAVED_NAME_MAX + 1, "%s:%s", is_nvme(&plug->card) ? "nvme" : kinds[plug->card.kind],
+			 id_of(&plug->card));
 }
 
 static void state(void *self, struct saved *s)

@@ -22,6 +22,7 @@ struct plug {
 	struct card_config card; /* CARD_NONE: the port is empty */
 	struct drive *drive;     /* a disk's; then one of these */
 	struct blk *disk;
+	struct nvme *nvme;
 	struct net *net;
 	struct virtio_pci *vp;
 	struct unit unit; /* the card's */

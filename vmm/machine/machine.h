@@ -36,6 +36,7 @@
 #include "vmm/memory/bus.h"
 #include "vmm/memory/memory.h"
 #include "vmm/net/net.h"
+#include "vmm/nvme/nvme.h"
 #include "vmm/pci/pci.h"
 #include "vmm/virtio/balloon.h"
 #include "vmm/virtio/blk.h"
@@ -109,7 +110,8 @@ struct machine {
 	struct net *net[MACHINE_NETS_MAX];
 	struct balloon *balloon;
 	struct drive *drive[MACHINE_DISKS_MAX];
-	struct blk *disk[MACHINE_DISKS_MAX];
+	struct blk *disk[MACHINE_DISKS_MAX]; /* one of these two */
+	struct nvme *nvme[MACHINE_DISKS_MAX];
 	struct lpc lpc;
 	struct plug plug[PCI_PORTS];
 	struct firmware firmware;
@@ -142,6 +144,9 @@ void machine_destroy_devices(struct machine *machine);
  * is returned is the caller's too. */
 [[nodiscard]] struct error *machine_make_disk(struct machine *machine, struct disk_config *config, struct drive **drive,
 					      struct blk **disk);
+/* The same on NVMe, with its PCI function: in @slot, or behind @port. */
+[[nodiscard]] struct error *machine_make_nvme(struct machine *machine, struct disk_config *config, struct drive **drive,
+					      struct nvme **nvme, unsigned slot, struct pci_port *port);
 [[nodiscard]] struct error *machine_make_net(struct machine *machine, struct net_options *options, struct net **net);
 
 /* A part of the machine with state; @name is copied. */

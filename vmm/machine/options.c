@@ -67,6 +67,8 @@ static struct error *set_format(const char *what, const char *text, void *object
 	return error_hint(error_new(EINVAL, "%s: '%s' is not a disk format", what, text), "use raw, vhd or vhdx");
 }
 
+static const struct option_choice disk_buses[] = {{"virtio", DISK_VIRTIO}, {"nvme", DISK_NVME}, {NULL}};
+
 static const struct option disk_fields[] = {
 	{"path", OPTION_FILE, offsetof(struct disk_config, file), .aka = "file path_on_host",
 	 .help = "the image; parents that it names are looked for from its own folder down"},
@@ -75,6 +77,8 @@ static const struct option disk_fields[] = {
 		 "disk"},
 	{"parents", OPTION_TEXT, offsetof(struct disk_config, parents), .value = "fd=N[:fd=N]...",
 	 .help = "descriptors of its parents, the nearest first, for a path that is fd=N"},
+	{"bus", OPTION_CHOICE, offsetof(struct disk_config, bus), .aka = "if interface", .choices = disk_buses,
+	 .help = "what the guest drives it by: virtio-blk, or an NVMe controller of its own (default: virtio)"},
 	{"readonly", OPTION_SWITCH, offsetof(struct disk_config, drive.readonly), .aka = "is_read_only",
 	 .help = "the guest may not write (default: off)"},
 	{"queues", OPTION_NUMBER, offsetof(struct disk_config, queues), .aka = "num-queues", .min = 1,
@@ -545,7 +549,7 @@ const struct option config_options[] = {
 		 "when the machine ends)"},
 	{"uuid", OPTION_OWN, .own = set_uuid, .value = "UUID", .help = "what firmware says the machine's identity is"},
 	{"disk", OPTION_GROUP, AT(disk), .aka = "drive drives", .group = &disk_group,
-	 .value = "path=FILE[,FIELD=VALUE]...", .help = "a disk on virtio-blk; may be given up to 16 times"},
+	 .value = "path=FILE[,FIELD=VALUE]...", .help = "a disk, on virtio-blk or NVMe; may be given up to 16 times"},
 	{"net", OPTION_GROUP, AT(net), .aka = "netdev nic network", .group = &net_group,
 	 .value = "tap=NAME|passt=PATH[,FIELD=VALUE]...",
 	 .help = "a network interface on virtio-net; may be given up to 6 times"},
