@@ -180,6 +180,16 @@ static void arm(struct iothread *t, struct io_watch *watch)
 	io_uring_prep_poll_multishot(sqe, (int)watch->slot, watch->events ? (unsigned)watch->events : POLLIN);
 	finish_sqe(sqe, (uintptr_t)watch | TAG_WATCH);
 	watch->armed = true;
+	watch->stale = false;
+}
+
+/* Ends a poll, unless it is just being woken (EALREADY). */
+static void disarm(struct iothread *t, struct io_watch *watch)
+{
+	struct io_uring_sqe *sqe = next_sqe(t, 0);
+
+	io_uring_prep_poll_remove(sqe, (uintptr_t)watch | TAG_WATCH);
+	finish_sqe(sqe, 0);
 }
 
 static void watch_completed(struct iothread *t, struct io_watch *watch, int res, bool more)
@@ -188,9 +198,11 @@ static void watch_completed(struct iothread *t, struct io_watch *watch, int res,
 		watch->armed = false;
 	if (!watch->wanted)
 		return;
-	/* The kernel ends a multishot poll when its completion queue overflows; errors cannot happen to an eventfd. */
-	if (!more && res >= 0)
+	/* The kernel ends a multishot poll when its completion queue overflows, and we when it is stale. */
+	if (!more && (res >= 0 || res == -ECANCELED))
 		arm(t, watch);
+	else if (watch->stale)
+		disarm(t, watch);
 	watch->ready(watch);
 }
 
@@ -484,12 +496,23 @@ struct error *iothread_add_file(struct iothread *t, int fd, unsigned *slot)
 	return NULL;
 }
 
+/*
+ * Before Linux 6.13 a ring lets go of a removed file when every request has ended that began before it was removed,
+ * whatever file that is on: so all polls are begun anew. Else a tap would stay taken until the thread ends.
+ */
 static void remove_file(void *arg)
 {
 	struct file_call *call = arg;
+	struct iothread *t = call->thread;
 
-	(void)io_uring_register_files_update(&call->thread->ring, call->slot, &call->fd, 1);
-	call->thread->files[call->slot / 64] &= ~(1ull << call->slot % 64);
+	(void)io_uring_register_files_update(&t->ring, call->slot, &call->fd, 1);
+	t->files[call->slot / 64] &= ~(1ull << call->slot % 64);
+	for (struct io_watch *watch = t->watches; watch; watch = watch->next) {
+		if (!watch->armed)
+			continue;
+		watch->stale = true;
+		disarm(t, watch);
+	}
 }
 
 void iothread_remove_file(struct iothread *t, unsigned slot)
@@ -620,9 +643,7 @@ static void unwatch(void *arg)
 	call->watch->wanted = false;
 	/* Again and again: a poll that is just being woken is not removed (EALREADY), and comes back armed. */
 	while (call->watch->armed) {
-		struct io_uring_sqe *sqe = next_sqe(call->thread, 0);
-		io_uring_prep_poll_remove(sqe, (uintptr_t)call->watch | TAG_WATCH);
-		finish_sqe(sqe, 0);
+		disarm(call->thread, call->watch);
 		serve(call->thread);
 	}
 }

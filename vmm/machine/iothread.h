@@ -30,7 +30,7 @@ struct io_watch {
 	void (*ready)(struct io_watch *watch);
 	unsigned slot;
 	short events;
-	bool armed, wanted;
+	bool armed, wanted, stale;
 	struct io_watch *next;
 };
 

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
+#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -179,6 +180,36 @@ static void test_watch(void **state)
 	close(fd);
 }
 
+/* A removed file is let go of at once, and watches of others go on. */
+static void test_let_go(void **state)
+{
+	static struct counter c;
+	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), ends[2];
+	struct pollfd other_end = {.events = POLLIN};
+	unsigned slot;
+
+	(void)state;
+	c = (struct counter){.watch.ready = counted};
+	no_error(iothread_add_file(thread, fd, &c.watch.slot));
+	iothread_watch(thread, &c.watch);
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+		no_error(iothread_add_file(thread, ends[1], &slot));
+		iothread_remove_file(thread, slot);
+		close(ends[1]);
+		other_end.fd = ends[0];
+		assert_int_equal(poll(&other_end, 1, 10000), 1);
+		assert_int_equal(other_end.revents, POLLHUP);
+		close(ends[0]);
+		unsigned before = atomic_load(&c.count);
+		signal_fd(fd);
+		assert_true(reaches(&c.count, before + 1));
+	}
+	iothread_unwatch(thread, &c.watch);
+	iothread_remove_file(thread, c.watch.slot);
+	close(fd);
+}
+
 /* --- operations, more of them than the ring has entries, and longer lists than it keeps --- */
 
 #define OPS 700
@@ -344,8 +375,13 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_enter_fails), TEST(test_calls),        TEST(test_files), TEST(test_watch),
-		TEST(test_many_operations),         TEST(test_restrictions),
+		cmocka_unit_test(test_enter_fails),
+		TEST(test_calls),
+		TEST(test_files),
+		TEST(test_watch),
+		TEST(test_let_go),
+		TEST(test_many_operations),
+		TEST(test_restrictions),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
