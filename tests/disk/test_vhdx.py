@@ -105,10 +105,9 @@ def test_qemu_reads_grown(disks: Disks) -> None:
     disks.model(20 * MIB)
     disks.tool("make", "disk.vhdx", 20 * MIB, "dynamic", "1M", 512)
     disks.write("disk.vhdx", 30)
-    for size in (70 * MIB, 200 * 1024 * MIB):  # the second needs a longer table
+    for size in (70 * MIB, 129 * 1024 * MIB):  # the second needs a longer table
         disks.tool("grow", "disk.vhdx", size)
         os.truncate(disks.folder / "model", size)
-        disks.compare_qemu("disk.vhdx")
         disks.write("disk.vhdx", 30)
         disks.compare_qemu("disk.vhdx")
 

@@ -4,14 +4,18 @@
  *
  *     ctl SOCKET METHOD [PATH [PARAMS]]   PATH is created and its descriptor passed along ("": none); PARAMS is JSON
  *
- * +PATH is there, and is opened for reading and writing; =PATH is a listening stream socket, and is connected to.
+ * +PATH is there, and is opened for reading and writing; =PATH is a listening stream socket, and is connected to; %NAME
+ * is a tap of one queue.
  *
  * Exit status: 0 a result, 1 an error came back, 2 no answer.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_tun.h>
+#include <net/if.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -57,8 +61,19 @@ static int connect_to(const char *path, int type)
 	return sock < 0 || connect(sock, (struct sockaddr *)&addr, sizeof(addr)) < 0 ? -1 : sock;
 }
 
+static int open_tap(const char *name)
+{
+	struct ifreq request = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
+	int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
+
+	strncpy(request.ifr_name, name, IFNAMSIZ - 1);
+	return fd < 0 || ioctl(fd, TUNSETIFF, &request) < 0 ? -1 : fd;
+}
+
 static int open_path(const char *path)
 {
+	if (*path == '%')
+		return open_tap(path + 1);
 	if (*path == '=')
 		return connect_to(path + 1, SOCK_STREAM);
 	if (*path == '+')

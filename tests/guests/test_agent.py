@@ -72,7 +72,7 @@ def check_freeze(guest: Guest) -> None:
     guest.send("(while [ ! -e /run/enough ]; do date >/mnt/now; echo >>/run/written; sleep 0.2; done) &")
     count = "wc -l </run/written"
     guest.sh("while [ ! -e /run/written ]; do sleep 0.2; done")
-    for seconds, thaw in ((600, True), (20, False)):
+    for seconds, thaw in ((600, True), (12, False)):
         assert guest.call("agent-freeze", seconds=seconds)["result"] == {"file-systems": 1}
         written = guest.sh(f"sleep 1; {count}")
         assert guest.sh(f"sleep 3; {count}") == written
@@ -104,7 +104,7 @@ def test_agent(host: Host) -> None:
         guest.call("save", "/tmp/agent.state")
         guest.call("quit")
         assert guest.wait() == 0
-        host.run(["sleep", "20"])
+        host.run(["sleep", "12"])
         guest = Guest(host, *args, restore="/tmp/agent.state")
         guest.sh("echo on >/mnt/on; sync")
         deadline = time.monotonic() + 60

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -67,16 +68,22 @@ class Peer:
         return [line[line.rindex("<") + 1 : -1].split() for line in lines]
 
 
+@contextmanager
+def tap(host: Host, name: str, *flags: str) -> Iterator[None]:
+    """The host's side: a tap with HOST_IP, and vhost-net."""
+    host.run(["modprobe", "-a", "tun", "vhost_net"])
+    host.run(["ip", "tuntap", "add", "dev", name, "mode", "tap", "vnet_hdr", *flags])
+    host.run(["ip", "addr", "add", f"{HOST_IP}/24", "dev", name])
+    host.run(["ip", "link", "set", name, "up"])
+    yield
+    host.run(["ip", "link", "del", name])
+    host.run(["rm", "-f", STOP])
+
+
 @pytest.fixture
 def network(host: Host) -> Iterator[Host]:
-    """The host's side: a tap of several queues, and vhost-net."""
-    host.run(["modprobe", "-a", "tun", "vhost_net"])
-    host.run(["ip", "tuntap", "add", "dev", TAP, "mode", "tap", "multi_queue", "vnet_hdr"])
-    host.run(["ip", "addr", "add", f"{HOST_IP}/24", "dev", TAP])
-    host.run(["ip", "link", "set", TAP, "up"])
-    yield host
-    host.run(["ip", "link", "del", TAP])
-    host.run(["rm", "-f", STOP])
+    with tap(host, TAP, "multi_queue"):
+        yield host
 
 
 def take(guest: Guest, peer: Peer, address: str, size: int) -> None:

@@ -29,10 +29,10 @@ def test_watchdog(host: Host) -> None:
         guest.ready()
         assert guest.sh("cat /sys/class/watchdog/watchdog0/bootstatus") == "0"
         guest.sh("watchdog -T 6 -t 1 /dev/watchdog")
-        guest.sh("sleep 15")  # it is fed
+        guest.sh("sleep 8")  # it is fed
         # And nobody feeds it while the machine is paused.
         guest.call("pause")
-        time.sleep(10)
+        time.sleep(8)
         guest.call("resume")
         guest.sh("true")
         guest.sh("killall -9 watchdog")

@@ -1,9 +1,12 @@
 """Disks that UEFI firmware boots from: GPT and an EFI system partition, and on them a stock Debian kernel as one EFI
-program (systemd's stub, kernel, initrd and command line), or a whole Debian. Made without a mount; kept in the cache.
+program (systemd's stub, kernel, initrd and command line), a whole Debian, or GRUB and Debian's installer. Made without
+a mount; kept in the cache.
 """
 
+import gzip
 import hashlib
 import os
+import re
 import secrets
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from host import CLONE, Host
-from initrd import CLOUD_KERNEL, busybox_initrd, kernel_version
+from initrd import CLOUD_KERNEL, busybox_initrd, files_in, kernel_version, overlay
 from vm import INIT, MODULES, VMLINUZ
 
 OVMF_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
@@ -23,6 +26,20 @@ DISK_MIB = 64
 DEBIAN = CLONE / "tests/guests/debian"
 DEBIAN_MIB = 1536
 ESP_MIB = 64
+INSTALLER = Path("/usr/lib/debian-installer/images/13/amd64/gtk/debian-installer/amd64")
+INSTALLER_MIB = 256
+# A field of a debconf template (debconf-devel(7)) in another language.
+TRANSLATION = re.compile(rb"^\w+-[a-z]{2,3}(_[A-Z]+)?(@\w+)?\.UTF-8:.*\n( .*\n)*", re.M)
+GRUB_CFG = """
+set timeout=-1
+menuentry "another" {
+	true
+}
+menuentry "Debian installer" {
+	linux /linux quiet
+	initrd /initrd
+}
+"""
 
 
 def run(*command: str | Path, stdin: str | None = None) -> None:
@@ -30,10 +47,11 @@ def run(*command: str | Path, stdin: str | None = None) -> None:
     assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
 
 
-def fill_esp(disk: Path, size: int, files: dict[str, Path]) -> None:
-    """Makes a FAT file system of @size bytes at ESP_START of @disk and puts files into it, by path."""
+def fill_esp(disk: Path, size: int, files: dict[str, Path], fat: tuple[str, ...] = ("-F",)) -> None:
+    """Makes a FAT file system of @size bytes at ESP_START of @disk and puts files into it, by path. fat: mformat's words
+    for the kind."""
     image = f"{disk}@@{ESP_START}"
-    run("mformat", "-i", image, "-F", "-v", "ESP", "-T", str(size // 512), "-h", "64", "-s", "32", "::")
+    run("mformat", "-i", image, *fat, "-v", "ESP", "-T", str(size // 512), "-h", "64", "-s", "32", "::")
     folders = {str(folder) for name in files for folder in Path(name).parents} - {"."}
     for folder in sorted(folders):
         run("mmd", "-i", image, f"::/{folder}")
@@ -78,10 +96,37 @@ def boot_disk() -> Path:
     return disk
 
 
+def debian_root() -> Path:
+    return Path(subprocess.check_output([CLONE / "tools/debroot", DEBIAN], text=True).strip())
+
+
+def installer_disk() -> Path:
+    """A disk that firmware boots nothing of by itself: Debian's GRUB as grub.efi, whose menu has Debian's graphical
+    installer. Two things that are slow under emulation are done here: its initrd is unpacked, and what it says is in
+    English only (it reads all it can say, in 80 languages, a dozen times before it asks for the language)."""
+    grub = debian_root() / "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed"
+    initrd = INSTALLER / "initrd.gz"
+    with kept("installer", debian_root(), initrd.stat().st_size, initrd.stat().st_mtime) as (disk, new):
+        if new:
+            unpacked, menu = new.with_suffix(".initrd"), new.with_suffix(".cfg")
+            menu.write_text(GRUB_CFG)
+            archive = gzip.decompress(initrd.read_bytes())
+            texts = files_in(archive, ".templates")
+            assert any(TRANSLATION.search(text) for text in texts.values())
+            unpacked.write_bytes(archive + overlay({name: TRANSLATION.sub(b"", text) for name, text in texts.items()}))
+            files = {"grub.efi": grub, "EFI/debian/grub.cfg": menu, "linux": INSTALLER / "linux", "initrd": unpacked}
+            allocate(new, INSTALLER_MIB, f"start={ESP_START // 512}, type=U")
+            # Few large clusters, thus FAT16: GRUB reads a cluster at a time.
+            fill_esp(new, (INSTALLER_MIB << 20) - ESP_START - 34 * 512, files, ("-c", "32"))
+            unpacked.unlink()
+            menu.unlink()
+    return disk
+
+
 def debian_disk() -> Path:
     """A Debian 13 as its installer leaves it: shim and GRUB on an ESP, kernel and systemd on ext4. tests/guests/debian
     is its recipe. Root's password is "glint"."""
-    root = Path(subprocess.check_output([CLONE / "tools/debroot", DEBIAN], text=True).strip())
+    root = debian_root()
     with kept("debian", root) as (disk, new):
         if new:
             files = {str(p.relative_to(root / "boot/efi")): p for p in (root / "boot/efi").rglob("*") if p.is_file()}

@@ -86,6 +86,28 @@ def busybox_initrd(
     return _keep(archive.finish())
 
 
+def files_in(archive: bytes, ending: str) -> dict[str, bytes]:
+    """The regular files of an unpacked initrd whose names end so, by path."""
+    files, at, name = {}, 0, ""
+    while name != "TRAILER!!!":
+        field = [int(archive[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
+        mode, size, name_size = field[1], field[6], field[11]
+        name = archive[at + 110 : at + 109 + name_size].decode()
+        at = (at + 110 + name_size + 3) & ~3
+        if stat.S_ISREG(mode) and name.endswith(ending):
+            files[name] = archive[at : at + size]
+        at = (at + size + 3) & ~3
+    return files
+
+
+def overlay(files: dict[str, bytes]) -> bytes:
+    """What, put behind an initrd, replaces these files of it."""
+    archive = _Archive()
+    for path, content in files.items():
+        archive.add(path, stat.S_IFREG | 0o644, content)
+    return archive.finish()
+
+
 def _keep(data: bytes) -> Path:
     folder = Path(os.environ["GLINT_CACHE"]) / "initrd"
     folder.mkdir(parents=True, exist_ok=True)
