@@ -12,6 +12,7 @@ const struct command *const commands[] = {
 	&disk_convert_command,
 	&disk_resize_command,
 	&disk_snapshot_command,
+	&disk_check_command,
 	NULL,
 };
 

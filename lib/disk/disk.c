@@ -46,7 +46,7 @@ static void image_free(struct image *image)
 }
 
 /* Finds the format out. Read-only: reads the first 4096 and the last 512 bytes. */
-static struct error *probe(struct image *image)
+struct error *disk_find_format(struct image *image)
 {
 	struct disk_io *io = image->disk->io;
 	uint8_t head[4096] __attribute__((aligned(4096))) = {0}, tail[4096] __attribute__((aligned(4096)));
@@ -99,7 +99,7 @@ static struct error *add_image(struct disk *disk, const char *name, int fd, cons
 		else
 			err = unknown_format(name, format);
 	} else if (!err) {
-		err = error_wrap(probe(image), "%s", name);
+		err = error_wrap(disk_find_format(image), "%s", name);
 	}
 	if (!err)
 		err = image->format->open(image);
@@ -402,4 +402,13 @@ struct error *disk_resize(struct disk *disk, uint64_t size)
 	if (size == image->size)
 		return NULL;
 	return error_wrap(image->format->resize(image, size), "resize %s", disk->name);
+}
+
+struct error *disk_renew(struct disk *disk)
+{
+	struct image *image = disk->image[0];
+
+	if (!disk->active || disk->readonly)
+		return error_new(EROFS, "%s: give it a new id: it is not active for writing", disk->name);
+	return image->format->renew ? image->format->renew(image) : NULL;
 }

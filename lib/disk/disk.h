@@ -222,7 +222,51 @@ struct disk_create {
 /* Makes a new disk in the empty regular file @fd, which stays the caller's, and makes it durable. */
 [[nodiscard]] struct error *disk_create(int fd, const struct disk_create *create);
 
+/* Gives an active disk's contents a new data_id, where its format has one apart from the disk's own: children of what
+ * it held before are to notice. No request may be under way. Durable when it returns. */
+[[nodiscard]] struct error *disk_renew(struct disk *disk);
+
 /* Makes an active disk larger: it reads as zeroes there. No request may be under way. Durable when it returns. */
 [[nodiscard]] struct error *disk_resize(struct disk *disk, uint64_t size);
+
+/* --- checking --- */
+
+enum disk_finding_kind {
+	DISK_NOTE,  /* nothing is wrong, but people had better know */
+	DISK_LEAK,  /* space of the file that nothing in it speaks of */
+	DISK_ERROR, /* the image is damaged, or was not closed */
+};
+
+struct disk_finding {
+	enum disk_finding_kind kind;
+	bool mendable; /* a repair can put it right without guessing */
+	const char *structure;
+	uint64_t offset;  /* of it in the file, bytes */
+	const char *text; /* valid during the call */
+};
+
+struct disk_check {
+	/* Set by the caller. */
+	const char *name;   /* for errors */
+	const char *format; /* as in disk_options */
+	bool repair;        /* what is mendable; the file must be open for writing */
+	void (*report)(struct disk_check *check, const struct disk_finding *finding);
+	/* With @repair: @len bytes at @offset, which a repair will change, are @before; none where
+	 * the file only becomes longer. Must make them durable. Returns
+	 * 0, or -errno, which ends the repair before the change. */
+	int (*keep)(struct disk_check *check, uint64_t offset, const void *before, size_t len);
+
+	/* The engine's answers. With @repair the image is checked anew after it: what the last round found is what is
+	 * left. */
+	unsigned round;                   /* of this report, from 0 on; at the end: of the last one */
+	uint64_t errors, leaks, mendable; /* found in this round */
+};
+
+/*
+ * Checks every structure of the image in @fd, which stays the caller's, and not its parents. Locks it: exclusively for
+ * a repair, else shared. What is wrong with it is reported; an error is returned when it could not be checked or
+ * repaired.
+ */
+[[nodiscard]] struct error *disk_check(int fd, struct disk_check *check);
 
 #endif

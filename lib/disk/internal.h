@@ -88,12 +88,34 @@ struct disk_format {
 
 	struct error *(*create)(int fd, const struct disk_create *create);
 	struct error *(*resize)(struct image *image, uint64_t size);
+	/* disk_renew(). NULL: contents have no id of their own. */
+	struct error *(*renew)(struct image *image);
+
+	/* disk_check(): the image was not opened; open() is for check() to call. Reports what is wrong. */
+	struct error *(*check)(struct image *image, struct disk_check *check);
+	/* Repairs what check() reported as mendable; open as check() left it. NULL: nothing ever is. */
+	struct error *(*mend)(struct image *image, struct disk_check *check);
 };
 
 extern const struct disk_format disk_raw, disk_vhd, disk_vhdx, disk_qcow2;
 
 /* "format": the one of that name, or NULL. */
 const struct disk_format *disk_format_named(const char *name);
+
+/* Finds out which format @image is of. */
+[[nodiscard]] struct error *disk_find_format(struct image *image);
+
+/* --- checking (check.c) --- */
+
+[[gnu::format(printf, 6, 7)]] void check_found(struct disk_check *check, enum disk_finding_kind kind, bool mendable,
+					       const char *structure, uint64_t offset, const char *fmt, ...);
+/* Opens the image. True: it did. Else *@err is why it cannot be checked, or NULL when what is wrong was reported. */
+bool check_open(struct image *image, struct disk_check *check, struct error **err);
+/* What is wrong with the image's @structure by @err, which it ends; one that is not about damage is returned. */
+[[nodiscard]] struct error *check_damage(struct disk_check *check, const char *structure, uint64_t offset,
+					 struct error *err);
+/* Nothing speaks of [from, to): reports it if the file system has data there; with @give_back makes a hole instead. */
+void check_unused(struct image *image, struct disk_check *check, uint64_t from, uint64_t to, bool give_back);
 
 /* --- tasks (task.c) --- */
 

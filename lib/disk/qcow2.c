@@ -345,4 +345,5 @@ const struct disk_format disk_qcow2 = {
 	.parent = parent,
 	.map = qcow2_map,
 	.slow = qcow2_slow,
+	.check = qcow2_check,
 };

@@ -123,6 +123,10 @@ bool qcow2_fetch(struct disk_request *r, void *to, uint64_t offset, size_t len,
 		 bool (*step)(struct disk_task *task, int res));
 enum transferred qcow2_fetched(struct disk_request *r, int *res);
 
+/* --- qcow2_check.c --- */
+
+[[nodiscard]] struct error *qcow2_check(struct image *image, struct disk_check *check);
+
 /* --- qcow2_cluster.c --- */
 
 [[nodiscard]] struct error *qcow2_slots_make(struct image *image, struct qcow2 *q);

@@ -41,10 +41,19 @@ static struct error *raw_resize(struct image *image, uint64_t size)
 	return raw_open(image);
 }
 
+static struct error *raw_check(struct image *image, struct disk_check *check)
+{
+	struct error *err = NULL;
+
+	check_open(image, check, &err);
+	return err;
+}
+
 const struct disk_format disk_raw = {
 	.name = "raw",
 	.open = raw_open,
 	.map = raw_map,
 	.create = raw_create,
 	.resize = raw_resize,
+	.check = raw_check,
 };

@@ -657,4 +657,6 @@ const struct disk_format disk_vhd = {
 	.flush = vhd_flush,
 	.create = create,
 	.resize = resize,
+	.check = vhd_check,
+	.mend = vhd_mend,
 };

@@ -96,4 +96,8 @@ void vhd_map(struct image *image, enum disk_request_type type, uint64_t offset, 
 bool vhd_slow(struct image *image, struct disk_request *r, const struct extent *e);
 bool vhd_flush(struct image *image, struct disk_request *r);
 
+/* disk_format's, of vhd_check.c. */
+[[nodiscard]] struct error *vhd_check(struct image *image, struct disk_check *check);
+[[nodiscard]] struct error *vhd_mend(struct image *image, struct disk_check *check);
+
 #endif

@@ -136,4 +136,7 @@ const struct disk_format disk_vhdx = {
 	.flush = vhdx_flush,
 	.create = vhdx_create,
 	.resize = vhdx_resize,
+	.renew = vhdx_renew,
+	.check = vhdx_check,
+	.mend = vhdx_mend,
 };

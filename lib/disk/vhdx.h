@@ -7,6 +7,7 @@
  *     vhdx_map.c     the block map in memory: a cache of its pages, look-up without locks
  *     vhdx_write.c   requests that change the map: allocation, marks, commits
  *     vhdx_create.c  making and growing
+ *     vhdx_check.c   checking and repairing
  *     vhdx.c         life: opening, activating, leaving
  */
 #ifndef GLINT_DISK_VHDX_H
@@ -164,6 +165,10 @@ void vhdx_new_id(uint8_t id[16]);
 uint32_t vhdx_checksum(const uint8_t *p, size_t len);
 /* @page: VHDX_HEADER_BYTES. */
 void vhdx_header_encode(const struct vhdx_header *header, uint8_t *page);
+/* False when the page is no whole header. */
+bool vhdx_header_decode(const uint8_t *page, struct vhdx_header *header);
+/* Whether the 64 KiB are a whole region table. */
+bool vhdx_regions_whole(const uint8_t *table);
 /* Reads headers, regions, metadata into @v. */
 [[nodiscard]] struct error *vhdx_read(struct vhdx *v);
 /* Computes blocks, entries, ratio from the image's size. */
@@ -295,5 +300,11 @@ bool vhdx_flush(struct image *image, struct disk_request *r);
 
 [[nodiscard]] struct error *vhdx_create(int fd, const struct disk_create *create);
 [[nodiscard]] struct error *vhdx_resize(struct image *image, uint64_t size);
+[[nodiscard]] struct error *vhdx_renew(struct image *image);
+
+/* --- vhdx_check.c --- */
+
+[[nodiscard]] struct error *vhdx_check(struct image *image, struct disk_check *check);
+[[nodiscard]] struct error *vhdx_mend(struct image *image, struct disk_check *check);
 
 #endif

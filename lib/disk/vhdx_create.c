@@ -276,6 +276,18 @@ static struct error *write_size(struct vhdx *v, uint64_t size)
 	return io_sync(io, v->image->file.fd, "the size");
 }
 
+struct error *vhdx_renew(struct image *image)
+{
+	struct vhdx *v = image->state;
+
+	TRY(vhdx_settle(v));
+	vhdx_new_id(v->header.file_id);
+	vhdx_new_id(v->header.data_id);
+	TRY(vhdx_write_headers(v));
+	memcpy(image->data_id, v->header.data_id, sizeof(image->data_id));
+	return NULL;
+}
+
 /* Headers with new ids, as nothing else has begun the file. */
 static struct error *new_ids(struct vhdx *v)
 {

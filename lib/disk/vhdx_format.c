@@ -99,7 +99,7 @@ void vhdx_header_encode(const struct vhdx_header *header, uint8_t *page)
 	put32(page + 4, vhdx_checksum(page, VHDX_HEADER_BYTES));
 }
 
-static bool header_decode(const uint8_t *page, struct vhdx_header *header)
+bool vhdx_header_decode(const uint8_t *page, struct vhdx_header *header)
 {
 	if (memcmp(page, "head", 4) != 0 || get32(page + 4) != vhdx_checksum(page, VHDX_HEADER_BYTES))
 		return false;
@@ -138,7 +138,7 @@ static struct error *read_headers(struct vhdx *v)
 		TRY(error_wrap(io_read(v->image->disk->io, v->image->file.fd, page, VHDX_HEADER_BYTES,
 				       VHDX_HEADER_AT(n), "a header"),
 			       "%s", v->image->name));
-		if (!header_decode(page, &header) || (found && header.sequence <= v->header.sequence))
+		if (!vhdx_header_decode(page, &header) || (found && header.sequence <= v->header.sequence))
 			continue;
 		found = true;
 		v->header = header;
@@ -204,6 +204,12 @@ static struct error *take_regions(struct vhdx *v, const uint8_t *table)
 	return NULL;
 }
 
+bool vhdx_regions_whole(const uint8_t *table)
+{
+	return memcmp(table, "regi", 4) == 0 && get32(table + 4) == vhdx_checksum(table, VHDX_REGIONS_BYTES) &&
+	       get32(table + 8) <= 2047;
+}
+
 static struct error *read_regions(struct vhdx *v)
 {
 	cleanup_free uint8_t *table = aligned_alloc(4096, VHDX_REGIONS_BYTES);
@@ -214,8 +220,7 @@ static struct error *read_regions(struct vhdx *v)
 		TRY(error_wrap(io_read(v->image->disk->io, v->image->file.fd, table, VHDX_REGIONS_BYTES,
 				       VHDX_REGIONS_AT(n), "a region table"),
 			       "%s", v->image->name));
-		if (memcmp(table, "regi", 4) == 0 && get32(table + 4) == vhdx_checksum(table, VHDX_REGIONS_BYTES) &&
-		    get32(table + 8) <= 2047)
+		if (vhdx_regions_whole(table))
 			return take_regions(v, table);
 	}
 	return damaged(v, "neither region table is whole; they are", VHDX_REGIONS_AT(0));

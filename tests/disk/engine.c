@@ -7,7 +7,7 @@
  *     engine dump FILE FORMAT RAW                               writes its contents as a sparse raw file
  *
  * FORMAT may be "any". Commands, one a line: "write OFFSET LENGTH" takes what the file MODEL has there, "zero OFFSET
- * LENGTH", "discard OFFSET LENGTH", "flush", "grow SIZE", "reopen". Parents are reached in FILE's folder only.
+ * LENGTH", "discard OFFSET LENGTH", "flush", "grow SIZE", "reopen", "crash". Parents are reached in FILE's folder only.
  */
 #include "disk/disk.h"
 
@@ -149,6 +149,8 @@ static void run(char **args)
 		} else if (strcmp(line, "reopen\n") == 0) {
 			close_disk(disk);
 			disk = open_disk(args[0], args[1], false);
+		} else if (strcmp(line, "crash\n") == 0) {
+			_exit(0);
 		} else {
 			request(disk, DISK_FLUSH, 0, NULL, 0);
 		}
