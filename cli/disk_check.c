@@ -95,7 +95,7 @@ static int keep(struct disk_check *check, uint64_t offset, const void *before, s
 		err = write_all(c->kept_fd, before, len, c->kept);
 	if (err)
 		return -(error_errno(err) ? error_errno(err) : EIO);
-	return fdatasync(c->kept_fd) < 0 ? -errno : 0;
+	return c->kept_fd < 0 || fdatasync(c->kept_fd) < 0 ? -errno : 0;
 }
 
 static struct error *bad_kept(const char *path)
