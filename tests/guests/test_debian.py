@@ -97,7 +97,8 @@ def check_agent(guest: Guest) -> None:
 def begin_load(guest: Guest) -> None:
     guest.sh("echo 0 >/sys/class/graphics/fbcon/cursor_blink")  # of what is compared below
     guest.sh(f"nic=$(ls -d /sys/class/net/e*); ip addr add {net.GUEST_IP}/24 dev ${{nic##*/}}; ip link set ${{nic##*/}} up")
-    guest.sh("bash /boot/efi/load >/tmp/load 2>&1 </dev/null & until grep -q LISTENING /tmp/echo; do sleep 0.2; done")
+    begun = "grep -q LISTENING /tmp/echo && [ -s /tmp/rounds ]"
+    guest.sh(f"bash /boot/efi/load >/tmp/load 2>&1 </dev/null & until {begun}; do sleep 0.2; done", timeout=300)
 
 
 def check_load(guest: Guest, viewer: Viewer, mark: str) -> None:
