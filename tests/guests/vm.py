@@ -10,6 +10,7 @@ import os
 import secrets
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 from host import CLONE, Host, Result
@@ -65,6 +66,16 @@ class Guest(Shell):
         elif direct:
             argv += ["--kernel", kernel or VMLINUZ, "--initrd", initrd(modules), "--cmdline", CMDLINE]
         self.process = host.spawn([*map(str, argv), *map(str, args)])
+        if restore:
+            self._wait_for_arrival()
+
+    def _wait_for_arrival(self) -> None:
+        """Until the saved machine is there, or its monitor has ended: then the file is read, its memory taken."""
+        deadline = time.monotonic() + 120
+        while self.process.running and time.monotonic() < deadline:
+            if self.call("status", check=False).get("result", {}).get("state") in ("running", "paused"):
+                return
+            time.sleep(0.1)
 
     def __enter__(self) -> "Guest":
         return self
