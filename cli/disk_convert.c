@@ -107,17 +107,33 @@ static struct error *read_state(struct convert *c)
 
 static struct error *make_part(const struct convert *c)
 {
-	cleanup_fd int fd = open(c->part, O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0600);
+	struct stat st;
 
-	if (fd < 0 && errno == EEXIST)
+	if (lstat(c->part, &st) == 0)
 		return error_hint(error_new(EEXIST, "make %s", c->part),
-				  "a conversion was cut: go on with --resume, or remove that file");
+				  "a conversion was cut: go on with --resume, or remove that file and %s", c->state);
+	/* A state that was left by itself speaks of another file. */
+	if (unlink(c->state) == 0)
+		TRY(sync_folder(c->state));
+	cleanup_fd int fd = open(c->part, O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return error_new(errno, "make %s", c->part);
 	struct error *err = disk_create(fd, &c->create);
 	if (err)
 		unlink(c->part);
 	return err;
+}
+
+/* Removes what was begun and is of no use, unless it is just being made. */
+static struct error *remove_part(const struct convert *c, const struct open_how *how)
+{
+	cleanup_opened struct opened other = {};
+	struct error *err = opened_open(&other, c->part, how);
+
+	if (err && error_errno(err) == EBUSY)
+		return err;
+	error_free(err);
+	return unlink(c->part) < 0 ? error_new(errno, "remove %s", c->part) : NULL;
 }
 
 /* Opens what is to be gone on with, or makes it. What a cut left before anything was durable is not gone on with. */
@@ -131,8 +147,7 @@ static struct error *open_part(struct convert *c, struct opened *to)
 		TRY(read_state(c));
 		if (c->start > 0)
 			return opened_open(to, c->part, &how);
-		if (unlink(c->part) < 0)
-			return error_new(errno, "remove %s", c->part);
+		TRY(remove_part(c, &how));
 	}
 	TRY(make_part(c));
 	struct error *err = opened_open(to, c->part, &how);

@@ -272,6 +272,24 @@ def test_convert_resumes_where_it_was(tmp_path: Path, rng: random.Random) -> Non
     assert (tmp_path / "c.raw").read_bytes() == bytes(32 * MIB) + whole[32 * MIB :]
 
 
+def test_convert_state_left_alone(tmp_path: Path, rng: random.Random) -> None:
+    """A state whose image was removed speaks of no other: a new image begins at its beginning."""
+    source = tmp_path / "a.raw"
+    with source.open("wb") as file:
+        for _ in range(24):
+            file.write(rng.randbytes(16 * MIB))
+            file.seek(16 * MIB, os.SEEK_CUR)
+        file.truncate(24 * 32 * MIB)
+    path, part, state = (tmp_path / f"b.vhdx{end}" for end in ("", ".part", ".resume"))
+    command = [GLINT, "disk", "convert", source, path]
+    assert kill_midway(command, lambda: state.exists()), "it was too fast to be killed"
+    assert state.name in refused(*command[1:])
+    part.unlink()
+    assert kill_midway(command, lambda: part.exists() and part.stat().st_blocks > 8192), "it was too fast to be killed"
+    glint(*command[1:], "--resume")
+    qemu_compare(path, source)
+
+
 def test_resize(tmp_path: Path, rng: random.Random) -> None:
     for form in ("raw", "vhd", "vhdx"):
         source, path = filled(tmp_path / f"{form}-model", rng, 10 * MIB), tmp_path / f"a.{form}"
