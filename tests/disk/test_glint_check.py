@@ -83,7 +83,7 @@ VHDX_DAMAGE = [
 def test_vhdx_structures(at: int, name: str, mends: bool, tmp_path: Path, rng: random.Random) -> None:
     path, model = made(tmp_path, "vhdx", rng)
     clean(path)
-    put(path, at, rng.randbytes(16))
+    put(path, at, rng.randbytes(16) if mends else b"\xff" * 8)
     if mends:
         put_right(path, model, [name])
         qemu_img("check", "-f", "vhdx", path)
