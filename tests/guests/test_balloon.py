@@ -45,15 +45,16 @@ def test_to_half_and_back(host: Host) -> None:
         # Saved and restored with the balloon in it: what was given back is neither in the file nor there again.
         guest.call("save", "/tmp/balloon.state")
         saved = int(host.run(["stat", "-c", "%b", "/tmp/balloon.state"]).text) * 512
-        assert saved <= half + 4 * MIB, (saved, half)
+        assert saved <= MEMORY // 2 + 4 * MIB, (saved, half)
         guest.call("quit")
         assert guest.wait() == 0
     with Guest(host, "--balloon", "reporting=off", restore="/tmp/balloon.state") as guest:
-        assert taken(guest) <= half + 4 * MIB
+        # It runs already: of its own half it may have touched more, but not of what it gave.
+        assert taken(guest) <= MEMORY // 2 + 4 * MIB
         guest.call("balloon", target=MEMORY)
         settle(guest, lambda _: guest.call("status")["result"]["balloon"]["actual"] == MEMORY, "back")
         guest.sh(f"dd if=/dev/urandom bs=1M count={FILE_MIB} of=/tmp/file && sha256sum /tmp/file >/tmp/sum")
-        assert taken(guest) > half
+        assert taken(guest) > MEMORY // 2 + 16 * MIB
         guest.sh("sha256sum -c /tmp/sum")
         stats = guest.call("balloon-stats")["result"]
         assert stats["asked"]
