@@ -37,6 +37,7 @@ static const struct {
 	{"blk-fuzz", test_blk_fuzz},
 	{"nvme-verify", test_nvme_verify},
 	{"nvme-load", test_nvme_load},
+	{"nvme-small", test_nvme_small},
 	{"display", test_display},
 	{"keyboard", test_keyboard},
 	{"console-echo", test_console_echo},

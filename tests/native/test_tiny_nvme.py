@@ -41,6 +41,12 @@ def test_verify(tiny: Start, disk: Disk, rng: random.Random, vmm: Path, shadow: 
 
 
 @SHADOW
+def test_full_completion_queue(tiny: Start, disk: Disk, shadow: int) -> None:
+    vm = tiny(f"nvme-small shadow={shadow}", "--disk", f"path={disk()},bus=nvme,queues=1")
+    assert "NVME 9 commands at a time in 3 places" in vm.finish()
+
+
+@SHADOW
 @pytest.mark.parametrize("port", [0, 2], ids=["slot", "port"])
 def test_move_under_load(tiny: Start, disk: Disk, tmp_path: Path, rng: random.Random, shadow: int, port: int) -> None:
     """The guest keeps account of every block it wrote; commands are in flight at each save."""

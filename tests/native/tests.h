@@ -40,6 +40,7 @@ void test_blk_fuzz(void);
 /* test_nvme.c */
 void test_nvme_verify(void);
 void test_nvme_load(void);
+void test_nvme_small(void);
 /* test_display.c */
 void test_display(void);
 /* test_input.c */

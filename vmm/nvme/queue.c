@@ -47,6 +47,12 @@ static void ask_to_ring(const struct nvme *n, unsigned id, bool completion, uint
 		atomic_store(&event[2 * id + completion], value);
 }
 
+/* From where the head really is: in memory it may have passed what was rung last. */
+static void ask_for_head(const struct nvme_cq *cq)
+{
+	ask_to_ring(cq->nvme, cq->id, true, doorbell_value(cq->nvme, cq->id, true, &cq->head));
+}
+
 bool nvme_cq_pending(const struct nvme_cq *cq)
 {
 	return doorbell_value(cq->nvme, cq->id, true, &cq->head) != atomic_load(&cq->tail);
@@ -193,7 +199,7 @@ static bool fall_asleep(struct nvme_cq *cq)
 	atomic_store(&cq->starved, !room);
 	atomic_store(&cq->asleep, true);
 	if (!room)
-		ask_to_ring(cq->nvme, cq->id, true, atomic_load(&cq->head));
+		ask_for_head(cq);
 	for (struct nvme_sq *sq = cq->first; sq; sq = sq->next)
 		ask_to_ring(cq->nvme, sq->id, false, sq->head);
 	atomic_thread_fence(memory_order_seq_cst);
@@ -233,7 +239,7 @@ static void take(struct nvme_cq *cq)
 static void publish(struct nvme_cq *cq)
 {
 	if (!pci_msix_enabled(&cq->nvme->pci))
-		ask_to_ring(cq->nvme, cq->id, true, atomic_load(&cq->head));
+		ask_for_head(cq);
 	nvme_interrupt(cq);
 }
 
@@ -275,7 +281,7 @@ static enum nvme_doorbell ring_cq(struct nvme_cq *cq, uint32_t value)
 	if (cq->id && atomic_load(&cq->starved) && atomic_exchange(&cq->starved, false))
 		nvme_cq_wake(cq);
 	if (!pci_msix_enabled(&cq->nvme->pci)) {
-		ask_to_ring(cq->nvme, cq->id, true, value);
+		ask_for_head(cq);
 		nvme_update_pin(cq->nvme);
 	}
 	return NVME_DOORBELL_GOOD;
