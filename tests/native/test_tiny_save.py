@@ -129,6 +129,26 @@ def test_go_on_after_save(tiny: Start, disk: Disk, tmp_path: Path) -> None:
     assert other.wait() == 0
 
 
+def test_all_disks_or_none(tiny: Start, disk: Disk, tmp_path: Path) -> None:
+    """A saved machine that cannot have all its disks again holds none of them."""
+    free, taken = disk(name="free.raw"), disk(name="taken.raw")
+    vm = tiny("idle", "--disk", f"path={free}", "--disk", f"path={taken}")
+    vm.expect("IDLE")
+    vm.save(tmp_path / "state")
+    owner = tiny("idle", "--disk", f"path={taken}")
+    owner.expect("IDLE")
+    answer = vm.try_call("resume")
+    assert str(taken) in answer["error"]["message"] and vm.state() == "saved"
+    second = tiny("idle", "--disk", f"path={free}")
+    second.expect("IDLE")
+    for other in (owner, second):
+        other.send("x")
+        other.finish()
+    vm.call("resume")
+    vm.send("x")
+    vm.finish()
+
+
 def test_save_to_nowhere(tiny: Start, disk: Disk) -> None:
     """A stream that cannot be written costs the guest nothing."""
     vm = tiny("load every=50 mib=1", "--disk", f"path={disk()}")

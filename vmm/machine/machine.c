@@ -182,12 +182,22 @@ static struct error *load(struct machine *m)
 	return machine_activate(m);
 }
 
-struct error *machine_activate(struct machine *m)
+static struct error *activate_each(struct machine *m)
 {
 	for (unsigned i = 0; i < m->config->disks; i++)
 		TRY(drive_activate(m->drive[i]));
 	TRY(hotplug_activate(m));
 	return firmware_activate(&m->firmware);
+}
+
+struct error *machine_activate(struct machine *m)
+{
+	struct error *err = activate_each(m);
+
+	/* All or none: a disk that is held without being used keeps it from the one who has the others. */
+	if (err)
+		log_error(machine_deactivate(m));
+	return err;
 }
 
 struct error *machine_deactivate(struct machine *m)

@@ -163,8 +163,8 @@ uint64_t machine_mmio64_base(const struct machine *machine);
 /* --- machine.c --- */
 
 /*
- * Takes and gives up what other machines must not write meanwhile: the disks and the firmware's variables. When giving
- * up fails, everything is tried and the first error returned.
+ * Takes and gives up what other machines must not write meanwhile: the disks and the firmware's variables. Taking is
+ * all or none; when giving up fails, everything is tried and the first error returned.
  */
 [[nodiscard]] struct error *machine_activate(struct machine *machine);
 [[nodiscard]] struct error *machine_deactivate(struct machine *machine);

@@ -68,8 +68,8 @@ struct error *machine_resume(struct machine *machine)
 	if (machine->half_reset)
 		return error_hint(error_new(EBUSY, "resume %s: its reset failed half-way", machine->config->name),
 				  "mend what the reset complained of, and reset it again");
-	if (machine->state == MACHINE_SAVED)
-		TRY(error_wrap(machine_activate(machine), "resume %s", machine->config->name));
+	/* Not only of a saved one: a save that failed may have given up disks that could not be taken again. */
+	TRY(error_wrap(machine_activate(machine), "resume %s", machine->config->name));
 	machine->disk_error = 0;
 	go_on(machine);
 	machine_set_state(machine, MACHINE_RUNNING, "");
