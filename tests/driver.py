@@ -1,7 +1,8 @@
 """Runs the parts of the tests and says which failed and where the time went. Started by ./test inside the build root.
 
 A part is a way of testing (format, tidy, unit, fuzz) or a folder of pytest files; one whose folder is empty is not
-listed. All pytest parts run in one pytest, so that one nested host serves them all. Random parts take one seed.
+listed. All pytest parts run in one pytest, with a worker per CPU that takes file after file: a worker's nested host
+serves all its files, and keeps not much more than one CPU busy. Random parts take one seed.
 
 Soak runs (--soak HOURS) give half their time to the fuzz targets, whose corpora grow in the cache from run to run, and
 half to the tests marked soak. What each has got in all is kept in the cache (soak.json), written as it goes, so a soak
@@ -224,6 +225,8 @@ class Tests:
         report.unlink(missing_ok=True)
         command = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", f"--rootdir={CLONE}", "-ra"]
         command += ["--tb=short", "--durations=15", "-o", "faulthandler_timeout=900", f"--junitxml={report}", *paths]
+        if not env and any((CLONE / path).is_dir() for path in paths):
+            command += ["--numprocesses", str(CPUS), "--dist", "loadfile"]
         rc = subprocess.run(command, cwd=CLONE, env=os.environ | env).returncode
         seconds, failed = read_pytest(report) if report.exists() else ({}, set())
         self.seconds |= seconds

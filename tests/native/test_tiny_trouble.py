@@ -52,7 +52,7 @@ def test_crash_kernel(tiny: Start) -> None:
 
 
 def test_watchdog_resets(tiny: Start) -> None:
-    vm = tiny("watchdog ms=200", "--watchdog", "reset")
+    vm = tiny("watchdog ms=800", "--watchdog", "reset")
     vm.expect("WATCHDOG fed")
     vm.send("x")
     vm.expect("WATCHDOG stage 2")
@@ -63,7 +63,7 @@ def test_watchdog_resets(tiny: Start) -> None:
 
 @pytest.mark.parametrize("action", ["run", "pause", "stop"])
 def test_watchdog_action(tiny: Start, action: str) -> None:
-    vm = tiny("watchdog ms=200", "--watchdog", action)
+    vm = tiny("watchdog ms=800", "--watchdog", action)
     vm.expect("WATCHDOG fed")
     vm.send("x")
     vm.expect("WATCHDOG stage 2")
