@@ -149,16 +149,20 @@ class Viewer:
         bridge = host.spawn(bridge_command(vnc))
         self.rfb = Rfb(bridge.write, receiver(bridge))
 
-    def sees(self, name: str, rows: range) -> bytes:
-        """What it is sent of some rows is what is there."""
-        width = self.rfb.width
-        self.rfb.ask(False, 0, rows.start, width, len(rows))
-        self.rfb.update()
-        shown = take(self._host, self._guest, name)
-        assert shown and (shown.width, shown.height) == (width, self.rfb.height)
-        part = slice(3 * width * rows.start, 3 * width * rows.stop)
-        assert self.rfb.rgb()[part] == shown.pixels[part]
-        return shown.pixels[part]
+    def sees(self, name: str, rows: range, unlike: bytes = b"", patience: float = 60) -> bytes:
+        """What it is sent of some rows is what is there, once the guest has drawn it, and is not what was there."""
+        deadline = time.monotonic() + patience
+        while True:
+            width, height = self.rfb.width, self.rfb.height
+            self.rfb.ask(False, 0, rows.start, width, len(rows))
+            self.rfb.update()
+            shown = take(self._host, self._guest, name)
+            part = slice(3 * width * rows.start, 3 * width * rows.stop)
+            if shown and (shown.width, shown.height) == (width, height):
+                if self.rfb.rgb()[part] == shown.pixels[part] != unlike:
+                    return shown.pixels[part]
+            assert time.monotonic() < deadline, f"{name}: the viewer does not get what build/screens/{name}.ppm shows"
+            time.sleep(1)
 
     def ended(self) -> bool:
         """As it does when the machine has ended."""

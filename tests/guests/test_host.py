@@ -36,12 +36,8 @@ def converse(host: Host, command: list[str]) -> None:
     assert guest.wait() == 0
 
 
-def test_stock_kernel(host: Host, initrd: Path) -> None:
-    converse(host, qemu(initrd))
-
-
-def test_stock_firmware(host: Host, initrd: Path) -> None:
-    """OVMF's interrupt returns are what QEMU's emulation stumbles over without tests/host/cr8.c."""
+def test_stock_firmware_and_kernel(host: Host, initrd: Path) -> None:
+    """And a stock kernel. OVMF's interrupt returns are what QEMU's emulation stumbles over without tests/host/cr8.c."""
     code, variables = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
     flash = [f"if=pflash,format=raw,readonly=on,file={code}", f"if=pflash,format=raw,snapshot=on,file={variables}"]
     converse(host, qemu(initrd, "-drive", flash[0], "-drive", flash[1]))

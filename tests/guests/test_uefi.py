@@ -98,9 +98,9 @@ def test_kernel_by_fw_cfg(host: Host) -> None:
 
 
 def test_killed_while_it_writes(host: Host, rng: random.Random) -> None:
-    """kill -9 at any moment of a first boot: firmware finds a variable store it can go on with. It boots from NVMe,
-    which it tries before a disk in a slot below."""
-    machine = Machine(host, boot_disk(), ",bus=nvme,bootindex=3")
+    """kill -9 at any moment of a first boot: firmware finds a variable store it can go on with. It boots from a VHD
+    on NVMe, which it tries before a disk in a slot below."""
+    machine = Machine(host, boot_disk(), ",bus=nvme,bootindex=3", "vhd")
     host.run(["truncate", "-s", "1M", "/tmp/below.raw"])
     machine.args[-2:-2] = ["--disk", "path=/tmp/below.raw,id=below"]
     for _ in range(3):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from host import CLONE, Host
+from host import BUILD, CLONE, Host
 from initrd import CLOUD_KERNEL, busybox_initrd, files_in, kernel_version, overlay
 from vm import INIT, MODULES, VMLINUZ
 
@@ -25,6 +25,7 @@ ESP_START = 1 << 20
 DISK_MIB = 64
 DEBIAN = CLONE / "tests/guests/debian"
 DEBIAN_MIB = 1536
+GLINT = BUILD / "cli/glint"
 ESP_MIB = 64
 INSTALLER = Path("/usr/lib/debian-installer/images/13/amd64/gtk/debian-installer/amd64")
 INSTALLER_MIB = 256
@@ -146,13 +147,27 @@ def debian_disk() -> Path:
 class Machine:
     """Copies on @host of what a machine with firmware needs, and the arguments that name them."""
 
-    def __init__(self, host: Host, disk: Path | None = None, options: str = "") -> None:
-        """options: more of the disk's."""
-        name = f"/tmp/uefi-{secrets.token_hex(4)}"
-        self.vars = f"{name}.vars"
-        self.disk = f"{name}.raw"
+    def __init__(self, host: Host, disk: Path | None = None, options: str = "", format: str = "raw") -> None:
+        """options: more of the disk's; format: of the copy, which is dynamic where there is a choice."""
+        name = f"uefi-{secrets.token_hex(4)}"
+        self.vars = f"/tmp/{name}.vars"
+        self.disk = f"/tmp/{name}.{format}"
         host.run(["cp", OVMF_VARS, self.vars])
         self.args: list[str | Path] = ["--firmware", OVMF_CODE, "--vars", self.vars, "--memory", "512M", "--cpus", "2"]
         if disk:
-            host.run(["cp", "--sparse=always", disk, self.disk], timeout=300)
-            self.args += ["--disk", f"path={self.disk},id=system{options}"]
+            with in_format(disk, f"{name}.{format}") as source:
+                host.run(["cp", "--sparse=always", source, self.disk], timeout=300)
+            self.args += ["--disk", f"path={self.disk},format={format},id=system{options}"]
+
+
+@contextmanager
+def in_format(disk: Path, name: str) -> Iterator[Path]:
+    """A raw disk in the format that the end of @name says, for a while. Converted here: an emulated host is slow."""
+    if name.endswith(".raw"):
+        yield disk
+        return
+    image = BUILD.parent / "disks" / name
+    image.parent.mkdir(exist_ok=True)
+    run(GLINT, "disk", "convert", disk, image, "--quiet")
+    yield image
+    image.unlink()
