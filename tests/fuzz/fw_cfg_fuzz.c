@@ -56,7 +56,7 @@ static void build(struct world *w)
 	must(memory_create(&w->mem, RAM_BYTES));
 	must(irqs_init(&w->irqs, -1));
 	must(pci_bus_init(&w->pci, &w->pio, &w->mmio, &w->irqs, 8 * GIB));
-	must(lpc_init(&w->lpc, &w->pci));
+	must(lpc_init(&w->lpc, &w->pci, false));
 	w->file = memfd_create("image", MFD_CLOEXEC);
 	assert(ftruncate(w->file, 0x10000) == 0);
 	assert(pwrite(w->file, "HdrS", 4, 0x202) == 4);

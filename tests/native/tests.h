@@ -37,6 +37,11 @@ void test_blk_ranges(void);
 void test_blk_limits(void);
 void test_blk_malformed(void);
 void test_blk_fuzz(void);
+/* test_ahci.c */
+void test_cd_verify(void);
+void test_cd_load(void);
+void test_cd_tray(void);
+
 /* test_nvme.c */
 void test_nvme_verify(void);
 void test_nvme_load(void);

@@ -84,11 +84,17 @@ static struct error *add_boot_order(struct firmware *fw, const struct firmware_c
 
 	if (config->boots == 0)
 		return NULL;
+	/* OVMF takes nodes of these names alone for NVMe (with the namespace and its EUI-64, which is none) and AHCI.
+	 */
+	static const char *const forms[] = {
+		[FIRMWARE_BOOT_VIRTIO] = "%s/pci@i0cf8/scsi@%x/disk@0,0",
+		[FIRMWARE_BOOT_NVME] = "%s/pci@i0cf8/pci8086,5845@%x/namespace@1,0",
+		[FIRMWARE_BOOT_AHCI] = "%s/pci@i0cf8/pci8086,2922@%x,%x/drive@%x/disk@0",
+	};
 	for (unsigned i = 0; i < config->boots; i++) {
-		/* OVMF takes a node of this name alone for NVMe; then the namespace and its EUI-64, which is none. */
-		const char *form = config->boot[i].nvme ? "%s/pci@i0cf8/pci8086,5845@%x/namespace@1,0"
-							: "%s/pci@i0cf8/scsi@%x/disk@0,0";
-		len += (size_t)snprintf(text + len, sizeof(text) - len, form, i ? "\n" : "", config->boot[i].slot);
+		const struct firmware_boot *boot = &config->boot[i];
+		len += (size_t)snprintf(text + len, sizeof(text) - len, forms[boot->kind], i ? "\n" : "", boot->slot,
+					boot->function, boot->port);
 	}
 	return fw_cfg_add_file(&fw->fw_cfg, "bootorder", text, len + 1);
 }

@@ -18,7 +18,7 @@
 #include "vmm/pci/pci.h"
 
 #define FIRMWARE_UUID_BYTES 16
-#define FIRMWARE_BOOT_MAX   16
+#define FIRMWARE_BOOT_MAX   20
 
 struct firmware_config {
 	int code_fd, vars_fd;              /* vars -1: firmware keeps its variables in RAM, until it is reset */
@@ -32,8 +32,9 @@ struct firmware_config {
 	bool keyboard;         /* there is a keyboard controller */
 	struct firmware_boot { /* a disk to boot from */
 		unsigned slot; /* its PCI slot */
-		bool nvme;
-	} boot[FIRMWARE_BOOT_MAX]; /* best first */
+		enum { FIRMWARE_BOOT_VIRTIO, FIRMWARE_BOOT_NVME, FIRMWARE_BOOT_AHCI } kind;
+		unsigned function, port; /* of AHCI */
+	} boot[FIRMWARE_BOOT_MAX];       /* best first */
 	unsigned boots;
 	/* A kernel for the firmware to start, a bzImage with an EFI stub; -1: none. */
 	int kernel_fd, initrd_fd;

@@ -72,8 +72,8 @@ static int setup(void **state)
 		.uuid = {0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 1, 2, 3, 4, 5, 6, 7, 8},
 		.vcpus = 3,
 		.mmio64_base = 8 * GIB,
-		.boot = {{3, false}, {2, true}, {0x11, false}},
-		.boots = 3,
+		.boot = {{3}, {2, FIRMWARE_BOOT_NVME}, {0x1f, FIRMWARE_BOOT_AHCI, 2, 1}, {0x11}},
+		.boots = 4,
 		.kernel_fd = kernel_fd,
 		.initrd_fd = -1,
 		.kernel_name = "kernel",
@@ -262,7 +262,7 @@ static void test_files(void **state)
 	assert_int_equal(e820[16], 1);
 	const char *order = (const char *)file("bootorder", &size);
 	assert_string_equal(order, "/pci@i0cf8/scsi@3/disk@0,0\n/pci@i0cf8/pci8086,5845@2/namespace@1,0\n"
-				   "/pci@i0cf8/scsi@11/disk@0,0");
+				   "/pci@i0cf8/pci8086,2922@1f,2/drive@1/disk@0\n/pci@i0cf8/scsi@11/disk@0,0");
 	assert_int_equal(size, strlen(order) + 1);
 	assert_int_equal(file("etc/system-states", &size)[3], 0); /* no sleep */
 	assert_int_equal(find_file("no/such/file", &size), 0);

@@ -9,6 +9,7 @@
 
 /* Registers, ICH9 datasheet section 13.1. */
 enum {
+	HEADER_TYPE = 0x0e,
 	PMBASE = 0x40,    /* bit 0: it is I/O space */
 	ACPI_CNTL = 0x44, /* bit 7: the block decodes; bits 2:0: which line the SCI is, 0 for IRQ 9 */
 	PIRQA_ROUT = 0x60,
@@ -17,12 +18,13 @@ enum {
 	PIRQ_OFF = 0x80,
 };
 
-struct error *lpc_init(struct lpc *lpc, struct pci_bus *bus)
+struct error *lpc_init(struct lpc *lpc, struct pci_bus *bus, bool others)
 {
 	static const struct pci_id ich9 = {.vendor = 0x8086, .device = 0x2918, .class_code = 0x060100, .revision = 2};
 	struct pci_device *pci = &lpc->pci;
 
 	pci_device_init(pci, "LPC bridge", &ich9, NULL, NULL);
+	pci->config[HEADER_TYPE] = others ? 0x80 : 0; /* there are more functions */
 	pci->config[PMBASE] = (PM_BASE & 0xff) | 1;
 	pci->config[PMBASE + 1] = PM_BASE >> 8;
 	pci->config[ACPI_CNTL] = 0x80;

@@ -17,7 +17,8 @@ struct lpc {
 	struct pci_device pci;
 };
 
-[[nodiscard]] struct error *lpc_init(struct lpc *lpc, struct pci_bus *bus);
+/* @others: its slot has more functions. */
+[[nodiscard]] struct error *lpc_init(struct lpc *lpc, struct pci_bus *bus, bool others);
 void lpc_destroy(struct lpc *lpc);
 
 extern const struct unit_ops lpc_unit;

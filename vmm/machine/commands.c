@@ -33,6 +33,8 @@ static struct error *get_status(void *self, struct control_call *call, json_t **
 			    "memory", (json_int_t)m->memory.size, "vcpus", (int)m->config->cpus, "disks",
 			    (int)m->config->disks, "serial", m->config->serial, "sandbox", m->config->sandbox);
 	json_object_set_new(*result, "ports", hotplug_status(m));
+	if (m->ahci)
+		json_object_set_new(*result, "cds", machine_cd_status(m));
 	if (m->balloon)
 		json_object_set_new(*result, "balloon", balloon_status(m));
 	if (m->agent)
@@ -81,6 +83,9 @@ static struct error *get_stats(void *self, struct control_call *call, json_t **r
 	for (unsigned i = 0; i < PCI_PORTS; i++)
 		if (m->plug[i].drive)
 			json_array_append_new(disks, disk_stats(m->plug[i].card.disk.id, m->plug[i].drive));
+	for (unsigned i = 0; i < m->config->cds; i++)
+		if (m->cd[i])
+			json_array_append_new(disks, disk_stats(m->config->cd[i].id, m->cd[i]));
 	*result = json_pack("{s:o, s:o, s:o}", "vcpus", vcpus, "disks", disks, "nets", machine_net_stats(m));
 	return NULL;
 }
@@ -319,6 +324,7 @@ static const struct control_method methods[] = {
 	{"balloon", do_balloon},
 	{"balloon-stats", get_balloon_stats},
 	{"disk-resize", do_disk_resize},
+	{"cd-change", machine_cd_change},
 	{"device-add", hotplug_add},
 	{"device-remove", hotplug_remove},
 	{"agent-ping", machine_agent_ping},

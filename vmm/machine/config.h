@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "option/option.h"
+#include "vmm/ahci/ahci.h"
 #include "vmm/block/drive.h"
 #include "vmm/cpu/topology.h"
 #include "vmm/display/display.h"
@@ -25,6 +26,7 @@
 
 #define MACHINE_TYPE      "glint-q35-1"
 #define MACHINE_DISKS_MAX 16
+#define MACHINE_CDS_MAX   AHCI_PORTS_MAX
 #define MACHINE_IO_MAX    8
 #define DISK_ID_BYTES     BLK_SERIAL_BYTES
 #define DISK_QUEUES_MAX   16
@@ -67,6 +69,8 @@ struct vm_config {
 		struct drive_config drive;
 	} disk[MACHINE_DISKS_MAX];
 	unsigned disks;
+	struct disk_config cd[MACHINE_CDS_MAX]; /* CD drives; without a file: empty */
+	unsigned cds;
 	struct display_config display; /* width 0: none */
 	struct net_options {
 		char id[DISK_ID_BYTES + 1]; /* its name for people */

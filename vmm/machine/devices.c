@@ -62,7 +62,7 @@ static struct error *add_virtio(struct machine *m, unsigned slot, const char *na
 	return NULL;
 }
 
-static struct error *make_drive(struct machine *m, struct disk_config *config, struct drive **drive)
+struct error *machine_make_drive(struct machine *m, struct disk_config *config, struct drive **drive)
 {
 	struct opener_dir folder;
 
@@ -85,7 +85,7 @@ static struct error *make_drive(struct machine *m, struct disk_config *config, s
 
 struct error *machine_make_disk(struct machine *m, struct disk_config *config, struct drive **drive, struct blk **disk)
 {
-	TRY(make_drive(m, config, drive));
+	TRY(machine_make_drive(m, config, drive));
 	struct blk_config blk = {
 		.drive = *drive, .queues = config->queues, .threads = m->io, .thread_count = m->config->io_threads};
 	static_assert(sizeof(blk.serial) == sizeof(config->id));
@@ -96,7 +96,7 @@ struct error *machine_make_disk(struct machine *m, struct disk_config *config, s
 struct error *machine_make_nvme(struct machine *m, struct disk_config *config, struct drive **drive, struct nvme **nvme,
 				unsigned slot, struct pci_port *port)
 {
-	TRY(make_drive(m, config, drive));
+	TRY(machine_make_drive(m, config, drive));
 	struct nvme_config device = {.name = config->id,
 				     .drive = *drive,
 				     .queues = config->queues,
@@ -123,6 +123,27 @@ static struct error *create_disk(struct machine *m, unsigned index)
 	TRY(machine_make_disk(m, config, &m->drive[index], &m->disk[index]));
 	snprintf(name, sizeof(name), "disk:%s", config->id);
 	return add_virtio(m, MACHINE_SLOT_DISK + index, name, blk_device(m->disk[index]));
+}
+
+/* The CD drives, whose controller is beside the LPC bridge as on a Q35. */
+static struct error *create_cds(struct machine *m)
+{
+	struct ahci_config config = {.ports = m->config->cds,
+				     .threads = m->io,
+				     .thread_count = m->config->io_threads,
+				     .changed = machine_post_cd,
+				     .arg = m};
+
+	for (unsigned i = 0; i < m->config->cds; i++) {
+		struct disk_config *cd = &m->config->cd[i];
+		if (cd->file.name)
+			TRY(error_wrap(machine_make_drive(m, cd, &m->cd[i]), "CD drive %s", cd->id));
+		config.id[i] = cd->id;
+		config.medium[i] = m->cd[i];
+	}
+	TRY(ahci_new(&m->ahci, &config, &m->memory, &m->pci, LPC_SLOT, MACHINE_CD_FUNCTION));
+	m->unit[m->units++] = ahci_unit(m->ahci, "ahci");
+	return NULL;
 }
 
 static bool feels(void *arg)
@@ -260,19 +281,28 @@ static struct error *create_pci(struct machine *m)
 		TRY(create_watchdog(m));
 	for (unsigned i = 0; i < m->config->disks; i++)
 		TRY(error_wrap(create_disk(m, i), "disk %s", m->config->disk[i].id));
-	TRY(lpc_init(&m->lpc, &m->pci));
+	TRY(lpc_init(&m->lpc, &m->pci, m->config->cds > 0));
 	machine_add_unit(m, "lpc", &lpc_unit, &m->lpc);
+	if (m->config->cds)
+		TRY(create_cds(m));
 	return hotplug_create(m);
 }
 
-/* The disks that have a boot index, the lowest first. */
+/* The disks and CDs that have a boot index, the lowest first. */
 static void order_boot(const struct machine *m, struct firmware_config *config)
 {
-	for (unsigned index = 0; index <= BOOT_INDEX_MAX; index++)
+	for (unsigned index = 0; index <= BOOT_INDEX_MAX; index++) {
 		for (unsigned i = 0; i < m->config->disks; i++)
 			if (m->config->disk[i].boot_index == index)
 				config->boot[config->boots++] = (struct firmware_boot){
-					MACHINE_SLOT_DISK + i, m->config->disk[i].bus == DISK_NVME};
+					MACHINE_SLOT_DISK + i,
+					m->config->disk[i].bus == DISK_NVME ? FIRMWARE_BOOT_NVME : FIRMWARE_BOOT_VIRTIO,
+				};
+		for (unsigned i = 0; i < m->config->cds; i++)
+			if (m->config->cd[i].boot_index == index)
+				config->boot[config->boots++] =
+					(struct firmware_boot){LPC_SLOT, FIRMWARE_BOOT_AHCI, MACHINE_CD_FUNCTION, i};
+	}
 }
 
 static struct error *create_firmware(struct machine *m)
@@ -300,7 +330,7 @@ static struct error *create_firmware(struct machine *m)
 
 	if (config->firmware.fd < 0)
 		return NULL;
-	static_assert(FIRMWARE_BOOT_MAX >= MACHINE_DISKS_MAX);
+	static_assert(FIRMWARE_BOOT_MAX >= MACHINE_DISKS_MAX + MACHINE_CDS_MAX);
 	memcpy(firmware.uuid, config->uuid, sizeof(firmware.uuid));
 	order_boot(m, &firmware);
 	TRY(firmware_init(&m->firmware, &m->memory, m->vm_fd, &m->pio, &m->mmio[MEMORY_SPACE_NORMAL], &m->pci,
@@ -331,6 +361,9 @@ void machine_destroy_devices(struct machine *m)
 		nvme_free(m->nvme[i]);
 		drive_free(m->drive[i]);
 	}
+	ahci_free(m->ahci);
+	for (unsigned i = 0; i < MACHINE_CDS_MAX; i++)
+		drive_free(m->cd[i]);
 	tablet_free(m->tablet);
 	display_free(m->display);
 	for (unsigned i = 0; i < MACHINE_NETS_MAX; i++)

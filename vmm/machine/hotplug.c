@@ -344,6 +344,8 @@ static struct error *check_id(struct machine *m, const char *id)
 
 	for (unsigned i = 0; i < m->config->disks; i++)
 		taken = taken || strcmp(m->config->disk[i].id, id) == 0;
+	for (unsigned i = 0; i < m->config->cds; i++)
+		taken = taken || strcmp(m->config->cd[i].id, id) == 0;
 	for (unsigned i = 0; i < m->config->nets; i++)
 		taken = taken || strcmp(m->config->net[i].id, id) == 0;
 	return taken ? error_new(EEXIST, "there is a device with the id '%s'", id) : NULL;

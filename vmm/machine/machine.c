@@ -186,6 +186,9 @@ static struct error *activate_each(struct machine *m)
 {
 	for (unsigned i = 0; i < m->config->disks; i++)
 		TRY(drive_activate(m->drive[i]));
+	for (unsigned i = 0; i < m->config->cds; i++)
+		if (m->cd[i])
+			TRY(drive_activate(m->cd[i]));
 	TRY(hotplug_activate(m));
 	return firmware_activate(&m->firmware);
 }
@@ -206,6 +209,9 @@ struct error *machine_deactivate(struct machine *m)
 
 	for (unsigned i = 0; i < m->config->disks; i++)
 		first = error_first(first, drive_deactivate(m->drive[i]));
+	for (unsigned i = 0; i < m->config->cds; i++)
+		if (m->cd[i])
+			first = error_first(first, drive_deactivate(m->cd[i]));
 	return error_first(first, hotplug_deactivate(m));
 }
 

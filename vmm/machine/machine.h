@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/loop.h"
 #include "vmm/agent/agent.h"
+#include "vmm/ahci/ahci.h"
 #include "vmm/block/drive.h"
 #include "vmm/control/control.h"
 #include "vmm/cpu/irq.h"
@@ -56,9 +57,10 @@ enum {
 	MACHINE_SLOT_BALLOON = 5,
 	MACHINE_SLOT_INPUT = 6,
 	MACHINE_SLOT_WATCHDOG = 7,
-	MACHINE_SLOT_NET = 8,   /* and on, a slot a network interface */
-	MACHINE_SLOT_DISK = 14, /* and on, a slot a disk */
-	MACHINE_SLOT_PORTS = 30 /* of hot-plug, a function each */
+	MACHINE_SLOT_NET = 8,    /* and on, a slot a network interface */
+	MACHINE_SLOT_DISK = 14,  /* and on, a slot a disk */
+	MACHINE_SLOT_PORTS = 30, /* of hot-plug, a function each */
+	MACHINE_CD_FUNCTION = 2  /* of the LPC bridge's slot: the CD drives' controller */
 };
 
 enum machine_state {
@@ -112,6 +114,8 @@ struct machine {
 	struct drive *drive[MACHINE_DISKS_MAX];
 	struct blk *disk[MACHINE_DISKS_MAX]; /* one of these two */
 	struct nvme *nvme[MACHINE_DISKS_MAX];
+	struct drive *cd[MACHINE_CDS_MAX]; /* the media in the drives of: */
+	struct ahci *ahci;
 	struct lpc lpc;
 	struct plug plug[PCI_PORTS];
 	struct firmware firmware;
@@ -148,6 +152,9 @@ void machine_destroy_devices(struct machine *machine);
 [[nodiscard]] struct error *machine_make_nvme(struct machine *machine, struct disk_config *config, struct drive **drive,
 					      struct nvme **nvme, unsigned slot, struct pci_port *port);
 [[nodiscard]] struct error *machine_make_net(struct machine *machine, struct net_options *options, struct net **net);
+/* A disk's image, or a CD's, without a device. */
+[[nodiscard]] struct error *machine_make_drive(struct machine *machine, struct disk_config *config,
+					       struct drive **drive);
 
 /* A part of the machine with state; @name is copied. */
 void machine_add_unit(struct machine *machine, const char *name, const struct unit_ops *ops, void *self);
@@ -219,6 +226,15 @@ json_t *machine_net_stats(const struct machine *machine);
 
 /* Something may have happened to a link by itself: tells the control socket's clients. Any thread. */
 void machine_post_link(void *machine);
+
+/* --- cd_commands.c --- */
+
+/* What `status` says of the CD drives (the caller's), and the method `cd-change`. */
+json_t *machine_cd_status(const struct machine *machine);
+[[nodiscard]] struct error *machine_cd_change(void *machine, struct control_call *call, json_t **result);
+
+/* A guest moved a tray or its lock: tells the control socket's clients. Any thread. */
+void machine_post_cd(void *machine);
 
 /* --- agent_commands.c --- */
 

@@ -242,6 +242,9 @@ struct error *config_open(struct vm_config *config)
 	TRY(option_open(&config->restore, "--restore", O_RDONLY));
 	for (unsigned i = 0; i < config->disks; i++)
 		TRY(open_disk(&config->disk[i]));
+	for (unsigned i = 0; i < config->cds; i++)
+		if (config->cd[i].file.name)
+			TRY(open_disk(&config->cd[i]));
 	for (unsigned i = 0; i < PCI_PORTS; i++)
 		if (config->plugged[i].kind == CARD_DISK)
 			TRY(open_disk(&config->plugged[i].disk));
@@ -270,6 +273,8 @@ void config_release(struct vm_config *config)
 	close_fd(&config->vsock.connector_fd);
 	for (unsigned i = 0; i < config->disks; i++)
 		config_close_disk(&config->disk[i]);
+	for (unsigned i = 0; i < config->cds; i++)
+		config_close_disk(&config->cd[i]);
 	config_release_nets(config);
 	for (unsigned i = 0; i < PCI_PORTS; i++)
 		if (config->plugged[i].kind == CARD_DISK)

@@ -142,6 +142,56 @@ static const struct option_group disk_group = {
 	.check = check_disk,
 };
 
+/* --- --cdrom: a disk that is only read, and may be missing --- */
+
+static const struct option cd_fields[] = {
+	{"path", OPTION_FILE, offsetof(struct disk_config, file), .aka = "file",
+	 .help = "the image of the medium (ISO 9660, UDF); without one the drive is empty"},
+	{"id", OPTION_OWN, .own = set_disk_id, .value = "NAME", .aka = "serial",
+	 .help = "its name, and the serial number that the guest sees (default: cdN)"},
+	{"direct", OPTION_SWITCH, offsetof(struct disk_config, direct),
+	 .help = "past the host's page cache (default: off)"},
+	{"on-error", OPTION_OWN, .own = set_on_error, .value = "report|pause", .aka = "rerror",
+	 .help = "what an I/O error does: tell the guest, or pause the machine (default: report)"},
+	{"bootindex", OPTION_NUMBER, offsetof(struct disk_config, boot_index), .max = BOOT_INDEX_MAX,
+	 .help = "firmware tries what has one first, the lowest before the others"},
+	{NULL},
+};
+
+static void begin_cd(const void *object, void *element, unsigned index)
+{
+	struct disk_config *cd = element;
+
+	begin_disk(object, element, index);
+	cd->drive.readonly = true;
+	snprintf(cd->id, sizeof(cd->id), "cd%u", index);
+}
+
+static const struct option_group cd_group = {
+	.fields = cd_fields,
+	.bytes = sizeof(struct disk_config),
+	.count_offset = offsetof(struct vm_config, cds),
+	.most = MACHINE_CDS_MAX,
+	.begin = begin_cd,
+};
+
+/* Beside each other, and beside the disks. */
+static struct error *check_cds(const struct vm_config *config)
+{
+	for (unsigned i = 0; i < config->cds; i++) {
+		const struct disk_config *cd = &config->cd[i];
+		for (unsigned j = 0; j < i + config->disks; j++) {
+			const struct disk_config *other = j < i ? &config->cd[j] : &config->disk[j - i];
+			if (strcmp(other->id, cd->id) == 0)
+				return error_hint(error_new(EEXIST, "--cdrom: two have the id '%s'", cd->id),
+						  "give each an id=NAME of its own");
+			if (cd->boot_index != BOOT_INDEX_NONE && other->boot_index == cd->boot_index)
+				return error_new(EEXIST, "--cdrom: two have the bootindex %u", cd->boot_index);
+		}
+	}
+	return NULL;
+}
+
 /* --- --console-port --- */
 
 static const struct option console_fields[] = {
@@ -550,6 +600,8 @@ const struct option config_options[] = {
 	{"uuid", OPTION_OWN, .own = set_uuid, .value = "UUID", .help = "what firmware says the machine's identity is"},
 	{"disk", OPTION_GROUP, AT(disk), .aka = "drive drives", .group = &disk_group,
 	 .value = "path=FILE[,FIELD=VALUE]...", .help = "a disk, on virtio-blk or NVMe; may be given up to 16 times"},
+	{"cdrom", OPTION_GROUP, AT(cd), .aka = "iso", .group = &cd_group, .value = "FILE[,FIELD=VALUE]...",
+	 .help = "a CD drive (SATA) with the medium FILE; up to 4 times"},
 	{"net", OPTION_GROUP, AT(net), .aka = "netdev nic network", .group = &net_group,
 	 .value = "tap=NAME|passt=PATH[,FIELD=VALUE]...",
 	 .help = "a network interface on virtio-net; may be given up to 6 times"},
@@ -608,6 +660,7 @@ static struct error *check(struct vm_config *config)
 		return error_new(EINVAL, "--initrd without --kernel");
 	if (config->vars.name && !config->firmware.name)
 		return error_new(EINVAL, "--vars without --firmware");
+	TRY(check_cds(config));
 	return check_agent(config);
 }
 

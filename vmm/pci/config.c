@@ -64,7 +64,10 @@ static void device_write(struct pci_device *dev, unsigned offset, unsigned size,
 	bool msix = dev->msix.vectors && touches(offset, size, dev->msix.capability + 2, 2);
 	if (msix)
 		pci_msix_control_changed(dev);
-	if ((command || msix) && dev->ops && dev->ops->function_changed)
+	bool msi = dev->msi.capability && touches(offset, size, dev->msi.capability, PCI_MSI_CAP_BYTES);
+	if (msi)
+		pci_msi_changed(dev);
+	if ((command || msi || msix) && dev->ops && dev->ops->function_changed)
 		dev->ops->function_changed(dev->self);
 }
 

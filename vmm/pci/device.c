@@ -256,7 +256,7 @@ void pci_update_mappings(struct pci_bus *bus)
 
 /*
  * Who holds the line: the slot, where it is a function 0. Four slots share a line, 8 apart, so that other numbers are
- * free for the functions of the ports' slot, and from 16 for what is behind them.
+ * free for the functions of the ports' slot and the LPC bridge's, and from 16 for what is behind ports.
  */
 static unsigned intx_source(const struct pci_device *dev)
 {
@@ -268,7 +268,8 @@ static unsigned intx_source(const struct pci_device *dev)
 
 void pci_update_intx(struct pci_device *dev)
 {
-	bool high = dev->intx && !dev->intx_disabled && !atomic_load(&dev->msix.enabled);
+	bool messages = atomic_load(&dev->msi.enabled) || atomic_load(&dev->msix.enabled);
+	bool high = dev->intx && !dev->intx_disabled && !messages;
 
 	if (dev->bus)
 		irq_line(dev->bus->irqs, pci_slot_gsi(dev->port ? dev->port->pci.slot : dev->slot), intx_source(dev),
@@ -309,6 +310,7 @@ void pci_device_reset(struct pci_device *dev)
 		if (is_bar(&dev->bar[i]))
 			set_bar_register(dev, i, dev->bar[i].power_on);
 	}
+	pci_msi_changed(dev);
 	pci_msix_reset(dev);
 	pthread_mutex_lock(&dev->lock);
 	dev->intx = false;
@@ -331,6 +333,7 @@ void pci_device_destroy(struct pci_device *dev)
 		pci_intx(dev, false);
 		dev->bus = NULL;
 	}
+	pci_msi_destroy(dev);
 	pci_msix_destroy(dev);
 	pthread_mutex_destroy(&dev->lock);
 }
@@ -406,6 +409,7 @@ struct error *pci_device_restored(struct pci_device *dev)
 	pthread_mutex_lock(&dev->bus->lock);
 	struct error *err = map_restored(dev);
 	if (!err) {
+		pci_msi_restored(dev);
 		pci_msix_restored(dev);
 		pci_command_changed(dev);
 	}

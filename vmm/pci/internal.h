@@ -1,6 +1,6 @@
 /*
  * What the files of vmm/pci share: config.c carries the guest's configuration accesses to a device, device.c holds what
- * a device is and puts its BARs on the buses, msix.c has the message-signalled interrupts.
+ * a device is and puts its BARs on the buses, msi.c and msix.c have the message-signalled interrupts.
  */
 #ifndef GLINT_VMM_PCI_INTERNAL_H
 #define GLINT_VMM_PCI_INTERNAL_H
@@ -38,6 +38,11 @@
 /* The host bridge's register for ECAM: Intel 3 Series MCH datasheet, PCIEXBAR (D0:F0, 60h). */
 #define PCIEXBAR 0x60
 
+/* MSI: PCI 3.0, section 6.8.1, with 64-bit addresses. */
+#define PCI_CAP_MSI       0x05
+#define PCI_MSI_CAP_BYTES 14
+#define PCI_MSI_ENABLE    0x0001u
+
 /* MSI-X: PCI 3.0, section 6.8.2. */
 #define PCI_CAP_MSIX           0x11
 #define PCI_MSIX_CAP_BYTES     12
@@ -73,7 +78,7 @@ void pci_unmap_device(struct pci_device *dev);
 /* Follows the command register: bus mastering and the INTx gate. */
 void pci_command_changed(struct pci_device *dev);
 
-/* Drives the INTx line as level, gate and MSI-X say. The device's lock is held, too. */
+/* Drives the INTx line as level, gate, MSI and MSI-X say. The device's lock is held, too. */
 void pci_update_intx(struct pci_device *dev);
 
 /* --- config.c; the bus's lock is held --- */
@@ -96,6 +101,13 @@ bool pci_port_passes(const struct pci_port *port, uint64_t address, uint64_t siz
 
 /* The range above 4 GiB that the bridge is told to pass, whether it does so now or not. False: there is none. */
 bool pci_port_window64(const struct pci_port *port, uint64_t *base, uint64_t *end);
+
+/* --- msi.c: no effect on devices without MSI --- */
+
+/* Follows the capability's registers. */
+void pci_msi_changed(struct pci_device *dev);
+void pci_msi_restored(struct pci_device *dev);
+void pci_msi_destroy(struct pci_device *dev);
 
 /* --- msix.c --- */
 

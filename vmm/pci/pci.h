@@ -61,8 +61,8 @@ struct pci_ops {
 	bool (*config_read)(void *self, unsigned offset, unsigned size, uint32_t *value);
 	bool (*config_write)(void *self, unsigned offset, unsigned size, uint32_t value);
 	/*
-	 * The guest wrote the command register or MSI-X's control word, and what pci_bus_master() or pci_msix_enabled()
-	 * say may be new. May be NULL. Called with the bus's configuration lock held.
+	 * The guest wrote the command register, MSI's registers or MSI-X's control word, and what pci_bus_master() or
+	 * pci_msix_enabled() say may be new. May be NULL. Called with the bus's configuration lock held.
 	 */
 	void (*function_changed)(void *self);
 };
@@ -106,6 +106,13 @@ struct pci_msix {
 	} *entry;
 };
 
+struct pci_msi {
+	unsigned capability; /* offset of the capability; 0: the device has no MSI */
+	atomic_bool enabled;
+	unsigned failures; /* bindings that KVM refused; the first was logged */
+	struct msi msi;
+};
+
 struct pci_device {
 	char name[32];
 	struct pci_bus *bus;
@@ -124,6 +131,7 @@ struct pci_device {
 	bool intx;            /* the device asserts its pin */
 	bool intx_disabled;   /* by the command register */
 	struct pci_msix msix;
+	struct pci_msi msi;
 };
 
 struct pci_bus {
@@ -178,6 +186,9 @@ unsigned pci_device_capability(struct pci_device *dev, uint8_t id, const void *d
  */
 [[nodiscard]] struct error *pci_device_msix(struct pci_device *dev, unsigned bar, unsigned vectors, struct irqs *irqs);
 
+/* Gives the device MSI, of one message. */
+[[nodiscard]] struct error *pci_device_msi(struct pci_device *dev, struct irqs *irqs);
+
 /* BARs are given addresses from the windows in the order of these calls: the machine contract fixes that order. */
 [[nodiscard]] struct error *pci_add(struct pci_bus *bus, unsigned slot, struct pci_device *dev);
 /* The same for a function other than 0. */
@@ -199,6 +210,9 @@ void pci_intx(struct pci_device *dev, bool high);
 /* Raises MSI-X vector @vector if MSI-X is enabled; masked ones become pending. Any thread, no lock. */
 void pci_msix_signal(struct pci_device *dev, unsigned vector);
 bool pci_msix_enabled(const struct pci_device *dev);
+
+/* Sends the MSI if it is on. Any thread, no lock. */
+void pci_msi_signal(struct pci_device *dev);
 
 /* True when the guest lets the device master the bus (reach memory). */
 bool pci_bus_master(const struct pci_device *dev);
