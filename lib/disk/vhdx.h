@@ -5,7 +5,8 @@
  *     vhdx_format.c  structures of the file: headers, regions, metadata, parent locators; reading and checking them
  *     vhdx_log.c     the log: entries, replay
  *     vhdx_map.c     the block map in memory: a cache of its pages, look-up without locks
- *     vhdx_write.c   requests that change the map: allocation, marks, commits
+ *     vhdx_write.c   requests that change the map: allocation, marks
+ *     vhdx_commit.c  what makes its changes durable: flushes, commits
  *     vhdx_create.c  making and growing
  *     vhdx_check.c   checking and repairing
  *     vhdx.c         life: opening, activating, leaving
@@ -291,8 +292,19 @@ void vhdx_map_mark(struct vhdx *v, uint64_t from, uint64_t to, bool present);
 
 /* --- vhdx_write.c --- */
 
+/* disk_request.stage: what the operation under way, or the wait, was for. */
+enum vhdx_stage { STAGE_WAIT, STAGE_FAILED, STAGE_LOAD, STAGE_EXTEND, STAGE_DATA, STAGE_UNDO };
+
 bool vhdx_slow(struct image *image, struct disk_request *r, const struct extent *e);
+/* Resumes all of a list, each on its own thread. @res < 0: to fail. */
+void vhdx_resume_all(struct disk_request *list, int res);
+
+/* --- vhdx_commit.c --- */
+
 bool vhdx_flush(struct image *image, struct disk_request *r);
+/* Under the lock: has the caller begin a commit, by task_run(&v->commit.task, 0) once it has released the lock, if it
+ * gets true. */
+bool vhdx_commit_wanted(struct vhdx *v, const struct disk_queue *queue);
 /* Commits everything and empties the log, at once. */
 [[nodiscard]] struct error *vhdx_settle(struct vhdx *v);
 
