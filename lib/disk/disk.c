@@ -249,10 +249,19 @@ void disk_close(struct disk *disk)
 
 /* --- taking and leaving --- */
 
-static void unlock(struct disk *disk, unsigned count)
+/* Frees what taking the image has made. */
+static void release(struct image *image)
 {
-	for (unsigned i = 0; i < count; i++)
+	if (image->format->deactivate)
+		image->format->deactivate(image);
+}
+
+static void leave(struct disk *disk, unsigned count)
+{
+	for (unsigned i = 0; i < count; i++) {
+		release(disk->image[i]);
 		disk_file_unlock(&disk->image[i]->file);
+	}
 }
 
 static struct error *lock(struct disk *disk)
@@ -260,7 +269,7 @@ static struct error *lock(struct disk *disk)
 	for (unsigned i = 0; i < disk->depth; i++) {
 		struct error *err = disk_file_lock(&disk->image[i]->file, disk->image[i]->name);
 		if (err) {
-			unlock(disk, i);
+			leave(disk, i);
 			return err;
 		}
 	}
@@ -290,7 +299,7 @@ struct error *disk_activate(struct disk *disk)
 	for (unsigned i = disk->depth; i-- > 0;) {
 		struct error *err = activate_image(disk, i);
 		if (err) {
-			unlock(disk, disk->depth);
+			leave(disk, disk->depth);
 			return err;
 		}
 	}
@@ -298,18 +307,33 @@ struct error *disk_activate(struct disk *disk)
 	return NULL;
 }
 
-struct error *disk_deactivate(struct disk *disk)
+static struct error *settle(struct disk *disk)
 {
 	struct image *top = disk->image[0];
 
+	if (top->readonly)
+		return NULL;
+	if (top->format->settle)
+		return top->format->settle(top);
+	return error_wrap(io_sync(disk->io, top->file.fd, "it"), "%s", disk->name);
+}
+
+struct error *disk_usable(const struct disk *disk, const char *what)
+{
+	if (!disk->broken)
+		return NULL;
+	return error_hint(error_new(EIO, "%s: %s: making it larger failed half-way", disk->name, what),
+			  "close it and open it anew: what was flushed is there");
+}
+
+struct error *disk_deactivate(struct disk *disk)
+{
 	if (!disk->active)
 		return NULL;
-	if (top->format->deactivate)
-		TRY(top->format->deactivate(top));
-	else if (!top->readonly)
-		TRY(error_wrap(io_sync(disk->io, top->file.fd, "it"), "%s", disk->name));
+	TRY(disk_usable(disk, "make it durable"));
+	TRY(settle(disk));
 	disk->active = false;
-	unlock(disk, disk->depth);
+	leave(disk, disk->depth);
 	return NULL;
 }
 
@@ -399,9 +423,20 @@ struct error *disk_resize(struct disk *disk, uint64_t size)
 					    "%s: resize it: %llu bytes are no size for a disk of %u-byte sectors",
 					    disk->name, (unsigned long long)size, image->sector),
 				  "give a number of whole sectors, at most 64 TiB");
+	TRY(disk_usable(disk, "resize it"));
+	TRY(error_wrap(settle(disk), "resize %s", disk->name));
 	if (size == image->size)
 		return NULL;
-	return error_wrap(image->format->resize(image, size), "resize %s", disk->name);
+	struct error *err = error_wrap(image->format->resize(image, size), "resize %s", disk->name);
+	if (disk->broken)
+		return err;
+	/* As after any other owner's change. Where it failed, this clears what the attempt has left behind the disk. */
+	release(image);
+	struct error *again = half_way(image, activate_image(disk, 0));
+	if (!err)
+		return error_wrap(again, "resize %s", disk->name);
+	error_free(again);
+	return err;
 }
 
 struct error *disk_renew(struct disk *disk)
@@ -410,5 +445,6 @@ struct error *disk_renew(struct disk *disk)
 
 	if (!disk->active || disk->readonly)
 		return error_new(EROFS, "%s: give it a new id: it is not active for writing", disk->name);
+	TRY(disk_usable(disk, "give it a new id"));
 	return image->format->renew ? image->format->renew(image) : NULL;
 }

@@ -226,7 +226,11 @@ struct disk_create {
  * it held before are to notice. No request may be under way. Durable when it returns. */
 [[nodiscard]] struct error *disk_renew(struct disk *disk);
 
-/* Makes an active disk larger: it reads as zeroes there. No request may be under way. Durable when it returns. */
+/*
+ * Makes an active disk larger: it reads as zeroes there. No request may be under way. Durable when it returns. After an
+ * error the disk goes on as it was; or, where what failed could not be taken back, requests fail with EIO and it can
+ * only be closed: opened anew it is whole, of the one size or the other.
+ */
 [[nodiscard]] struct error *disk_resize(struct disk *disk, uint64_t size);
 
 /* --- checking --- */

@@ -52,6 +52,7 @@ struct image {
 struct disk {
 	char *name;
 	bool readonly, active, alone, keep_data_id;
+	bool broken;        /* a change of the file failed half-way (half_way()): nothing is read or written any more */
 	struct disk_io *io; /* for what is done at once */
 	unsigned depth;
 	struct image *image[DISK_CHAIN_MAX];
@@ -68,9 +69,14 @@ struct disk_format {
 	bool (*probe)(const uint8_t *head, size_t len, const uint8_t *tail);
 	/* Reads what the image is; again too, when it was read before. Changes nothing. */
 	struct error *(*open)(struct image *image);
-	/* The image is locked and was opened anew: makes it ready for requests. NULL: nothing to do. */
+	/* The image is locked and was opened anew: makes it ready for requests. NULL: nothing to do. After an error too
+	 * deactivate() is called, before it is tried again. */
 	struct error *(*activate)(struct image *image);
-	struct error *(*deactivate)(struct image *image);
+	/* Makes all of an active image durable and puts it in its place: then nothing is in memory only. NULL:
+	 * fdatasync does it. After an error it goes on as it was. */
+	struct error *(*settle)(struct image *image);
+	/* Frees what activate() made, if it did. NULL: there is nothing. */
+	void (*deactivate)(struct image *image);
 	/* Frees @image->state, of an active image too. NULL: there is none. */
 	void (*close)(struct image *image);
 	/*
@@ -87,6 +93,7 @@ struct disk_format {
 	bool (*flush)(struct image *image, struct disk_request *r);
 
 	struct error *(*create)(int fd, const struct disk_create *create);
+	/* The image is settled, and is activated anew afterwards, whether it succeeded or not; see half_way(). */
 	struct error *(*resize)(struct image *image, uint64_t size);
 	/* disk_renew(). NULL: contents have no id of their own. */
 	struct error *(*renew)(struct image *image);
@@ -104,6 +111,20 @@ const struct disk_format *disk_format_named(const char *name);
 
 /* Finds out which format @image is of. */
 [[nodiscard]] struct error *disk_find_format(struct image *image);
+
+/*
+ * @err is that of a step which cannot be taken back: once it has failed nobody knows which of two states the medium is
+ * in. So nothing more may be written, and the disk be closed as by a crash: each of the two is a whole disk by itself.
+ */
+[[nodiscard]] static inline struct error *half_way(struct image *image, struct error *err)
+{
+	if (err)
+		image->disk->broken = true;
+	return err;
+}
+
+/* Why @what cannot be done with a disk that is broken; NULL when it is not. */
+[[nodiscard]] struct error *disk_usable(const struct disk *disk, const char *what);
 
 /* --- checking (check.c) --- */
 

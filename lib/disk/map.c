@@ -92,6 +92,7 @@ struct error *disk_map(struct disk *disk, uint64_t offset, struct disk_range *ra
 
 	if (!disk->active || offset >= disk->image[0]->size)
 		return error_new(EINVAL, "%s: look where offset %llu is", disk->name, (unsigned long long)offset);
+	TRY(disk_usable(disk, "look where its contents are"));
 	for (unsigned tries = 0; e.kind == EXTENT_SLOW && tries < TRIES_MAX; tries++) {
 		if (tries > 0)
 			TRY(load(disk, offset));

@@ -329,10 +329,9 @@ static struct error *activate(struct image *image)
 	return err;
 }
 
-static struct error *deactivate(struct image *image)
+static void deactivate(struct image *image)
 {
 	drop(image->state);
-	return NULL;
 }
 
 const struct disk_format disk_qcow2 = {

@@ -574,6 +574,41 @@ static void test_backing(void **state)
 	assert_error(disk_open(&disk, fd, &options), "it has sectors of 512 bytes, its parent, base, of 4096");
 }
 
+static struct error *open_own(struct opener *self, const char *locator, int flags, int *fd)
+{
+	cleanup_free struct image_file *f = make();
+
+	*fd = write_file(f);
+	return flags == O_RDONLY ? NULL : error_new(EINVAL, "%s: opened for writing", locator);
+}
+
+/* A parent that is left is read anew with its child; what it had in memory is not kept beside. */
+static void test_taken_again(void **state)
+{
+	cleanup_free struct image_file *f = make();
+	struct opener opener = {open_own};
+	struct disk_options options = {.name = "a.qcow2", .readonly = true, .opener = &opener};
+	struct disk *disk;
+
+	(void)state;
+	set64(f, 8, 200);
+	set32(f, 16, 4);
+	memcpy(f->bytes + 200, "base", 4);
+	set32(f, 104, 0xe2792aca);
+	set32(f, 108, 5);
+	memcpy(f->bytes + 112, "qcow2", 5);
+	assert_no_error(disk_open(&disk, write_file(f), &options));
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(pwrite(disk_fd(disk, 0), "case", 4, 200), 4);
+		assert_error(disk_activate(disk), "its backing file was changed since it was opened");
+		assert_int_equal(pwrite(disk_fd(disk, 0), "base", 4, 200), 4);
+		assert_no_error(disk_activate(disk));
+		expect(disk, NULL, PACKED);
+		assert_no_error(disk_deactivate(disk));
+	}
+	disk_close(disk);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -583,7 +618,7 @@ int main(void)
 		cmocka_unit_test(test_tables),  cmocka_unit_test(test_version_2),
 		cmocka_unit_test(test_lengths), cmocka_unit_test(test_subclusters),
 		cmocka_unit_test(test_errors),  cmocka_unit_test(test_use),
-		cmocka_unit_test(test_backing),
+		cmocka_unit_test(test_backing), cmocka_unit_test(test_taken_again),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

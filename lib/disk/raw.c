@@ -37,8 +37,7 @@ static struct error *raw_create(int fd, const struct disk_create *create)
 
 static struct error *raw_resize(struct image *image, uint64_t size)
 {
-	TRY(io_extend(image->disk->io, image->file.fd, size, image->name));
-	return raw_open(image);
+	return io_extend(image->disk->io, image->file.fd, size, image->name);
 }
 
 static struct error *raw_check(struct image *image, struct disk_check *check)

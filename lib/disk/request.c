@@ -308,6 +308,8 @@ static int check(const struct disk_request *r)
 
 	if (!r->queue->disk->active)
 		return -ESHUTDOWN;
+	if (r->queue->disk->broken)
+		return -EIO;
 	if (r->type == DISK_FLUSH)
 		return 0;
 	if (modifies(r) && image->readonly)

@@ -29,6 +29,7 @@ struct test_io {
 	unsigned again;       /* so many operations get EAGAIN first */
 	int fail_after;       /* operations that still pass; < 0 never fails */
 	int error;            /* -errno they then get */
+	bool once;            /* only one fails */
 	bool no_ranges;       /* fallocate is not supported */
 };
 
@@ -40,6 +41,7 @@ static inline bool test_io_fails(struct test_io *t, struct disk_op *op)
 		return true;
 	}
 	if (t->fail_after == 0) {
+		t->fail_after -= t->once;
 		op->done(op, t->error);
 		return true;
 	}

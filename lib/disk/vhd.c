@@ -48,6 +48,13 @@ static struct error *sync_parts(const struct image *image, const char *what)
 	return error_wrap(io_sync(io_of(image), image->file.fd, what), "%s", image->name);
 }
 
+static struct error *write_durably(const struct image *image, const void *buf, size_t len, uint64_t offset,
+				   const char *what)
+{
+	TRY(write_part(image, buf, len, offset, what));
+	return sync_parts(image, what);
+}
+
 /* --- opening --- */
 
 static bool probe(const uint8_t *head, size_t len, const uint8_t *tail)
@@ -341,7 +348,6 @@ static struct error *activate(struct image *image)
 {
 	struct vhd *v = image->state;
 
-	drop_tables(v);
 	if (!vhd_has_blocks(v))
 		return NULL;
 	TRY(make_tables(image, v));
@@ -372,12 +378,9 @@ static struct error *flush_now(struct image *image)
 	return f.res < 0 ? error_new(-f.res, "%s: make it durable", image->name) : NULL;
 }
 
-static struct error *deactivate(struct image *image)
+static void deactivate(struct image *image)
 {
-	if (!image->readonly)
-		TRY(flush_now(image));
 	drop_tables(image->state);
-	return NULL;
 }
 
 /* --- parents --- */
@@ -568,16 +571,13 @@ static struct error *grow_fixed(struct image *image, struct vhd *v, uint64_t siz
 		return error_new(EINVAL, "%s: its footer at offset %llu is in the way", image->name,
 				 (unsigned long long)old);
 	memcpy(footer, v->footer, VHD_FOOTER_BYTES);
-	if (at > old) {
-		TRY(write_part(image, footer, VHD_FOOTER_BYTES, at, "the footer"));
-		TRY(sync_parts(image, "the new footer"));
-	}
+	if (at > old)
+		TRY(write_durably(image, footer, VHD_FOOTER_BYTES, at, "the new footer"));
 	TRY(io_zero(io_of(image), image->file.fd, v->foot.size,
 		    (at > old ? old + VHD_FOOTER_BYTES : old) - v->foot.size, "zeroes over the old footer"));
 	TRY(sync_parts(image, "zeroes over the old footer"));
 	vhd_resize_footer(footer, size);
-	TRY(write_part(image, footer, VHD_FOOTER_BYTES, at, "the footer"));
-	return sync_parts(image, "its size");
+	return half_way(image, write_durably(image, footer, VHD_FOOTER_BYTES, at, "the footer"));
 }
 
 /* A larger table, of @bytes, behind everything, and the footer once more behind it. */
@@ -599,14 +599,8 @@ static struct error *copy_table(struct image *image, struct vhd *v, uint64_t at,
 static struct error *take_table(struct image *image, struct vhd *v, uint64_t at, uint64_t entries)
 {
 	vhd_move_table(v->header, at, (uint32_t)entries);
-	/* Should this fail, either table may be the one: nothing more may be written. */
-	v->broken = true;
-	TRY(write_part(image, v->header, VHD_SECTOR, v->foot.header_offset, "the dynamic header"));
-	TRY(sync_parts(image, "the dynamic header"));
-	v->broken = false;
-	v->head.table_offset = at;
-	v->end = v->footer_at;
-	return NULL;
+	return half_way(image,
+			write_durably(image, v->header, VHD_SECTOR, v->foot.header_offset, "the dynamic header"));
 }
 
 /* A disk with blocks: a larger table, if need be; then the new size in the footer, and at last in its copy. */
@@ -622,10 +616,8 @@ static struct error *grow_blocks(struct image *image, struct vhd *v, uint64_t si
 	}
 	memcpy(footer, v->footer, VHD_FOOTER_BYTES);
 	vhd_resize_footer(footer, size);
-	TRY(write_part(image, footer, VHD_FOOTER_BYTES, v->footer_at, "the footer"));
-	TRY(sync_parts(image, "the footer"));
-	TRY(write_part(image, footer, VHD_FOOTER_BYTES, 0, "the footer's copy"));
-	return sync_parts(image, "its size");
+	TRY(write_durably(image, footer, VHD_FOOTER_BYTES, v->footer_at, "the footer"));
+	return half_way(image, write_durably(image, footer, VHD_FOOTER_BYTES, 0, "the footer's copy"));
 }
 
 static struct error *resize(struct image *image, uint64_t size)
@@ -636,12 +628,7 @@ static struct error *resize(struct image *image, uint64_t size)
 		return error_hint(error_new(EFBIG, "%s: %llu bytes are too many for a VHD", image->name,
 					    (unsigned long long)size),
 				  "a VHD holds at most 2040 GiB: convert it to VHDX");
-	TRY(flush_now(image));
-	TRY(vhd_has_blocks(v) ? grow_blocks(image, v, size) : grow_fixed(image, v, size));
-	/* As after any other owner's change. */
-	TRY(disk_file_bytes(&image->file, image->name));
-	TRY(open_image(image));
-	return activate(image);
+	return vhd_has_blocks(v) ? grow_blocks(image, v, size) : grow_fixed(image, v, size);
 }
 
 const struct disk_format disk_vhd = {
@@ -649,6 +636,7 @@ const struct disk_format disk_vhd = {
 	.probe = probe,
 	.open = open_image,
 	.activate = activate,
+	.settle = flush_now,
 	.deactivate = deactivate,
 	.close = close_image,
 	.parent = parent,

@@ -68,7 +68,6 @@ struct vhd {
 	uint64_t end;         /* where the next block may begin */
 	uint64_t footer_at;   /* where the file's footer is */
 	bool growing, committing;
-	bool broken;       /* a table's move failed half way: nothing is written any more */
 	uint32_t *changes; /* blocks whose bitmap or table entry is to be written; the first @taken by this commit */
 	uint64_t *changed; /* a bit for each block: among the changes that no commit took */
 	uint32_t change_count, reserved, taken, next_change;

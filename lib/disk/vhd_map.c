@@ -402,8 +402,6 @@ static bool flush_step(struct disk_task *task, int res)
 
 	(void)res;
 	task->step = flush_step; /* after a wait */
-	if (v->broken)
-		return request_end(r, -EIO);
 	if (vhd_has_blocks(v)) {
 		pthread_mutex_lock(&v->lock);
 		/* The commit under way may hold what this flush is to make durable. */
@@ -595,8 +593,6 @@ static bool prepare(struct disk_task *task, int res)
 
 	(void)res;
 	task->step = prepare; /* after a wait; what led here may have been another */
-	if (writes && v->broken)
-		return request_end(r, -EIO);
 	pthread_mutex_lock(&v->lock);
 	bool exists = atomic_load_explicit(&v->table[block], memory_order_relaxed) != VHD_UNUSED;
 	if (exists ? is_full(v, block) : !writes) {

@@ -65,6 +65,9 @@ static struct error *vhdx_activate(struct image *image)
 		TRY(disk_file_bytes(&image->file, image->name));
 		TRY(vhdx_read(v));
 	}
+	if (!image->readonly)
+		TRY(vhdx_mend_regions(v));
+	v->unclosed = false;
 	atomic_store(&v->begun, false);
 	atomic_store(&v->changed, false);
 	v->allocating = v->waiting = v->flushes = NULL;
@@ -77,13 +80,14 @@ static struct error *vhdx_activate(struct image *image)
 	return err;
 }
 
-static struct error *vhdx_deactivate(struct image *image)
+static struct error *settle(struct image *image)
 {
-	struct vhdx *v = image->state;
+	return vhdx_settle(image->state);
+}
 
-	TRY(vhdx_settle(v));
-	vhdx_map_free(v);
-	return NULL;
+static void vhdx_deactivate(struct image *image)
+{
+	vhdx_map_free(image->state);
 }
 
 /* A locator as other systems write it, for our openers: no drive, no leading ".\", "/" between names. */
@@ -128,6 +132,7 @@ const struct disk_format disk_vhdx = {
 	.probe = vhdx_probe,
 	.open = vhdx_open,
 	.activate = vhdx_activate,
+	.settle = settle,
 	.deactivate = vhdx_deactivate,
 	.close = vhdx_close,
 	.parent = vhdx_parent,

@@ -117,7 +117,7 @@ struct vhdx_commit {
 struct vhdx {
 	struct image *image;
 	struct vhdx_header header;
-	unsigned current; /* which of the two it is */
+	unsigned current; /* which of the two it is: written over only once the other is durable */
 	bool differencing, leave_allocated;
 	uint64_t table_at, table_bytes;       /* the region */
 	uint64_t metadata_at, metadata_bytes; /* the region */
@@ -136,7 +136,8 @@ struct vhdx {
 	uint64_t *memory;    /* of frames */
 	uint8_t *shadows;    /* of frames: contents as committed */
 	uint8_t *entry;      /* a log entry */
-	atomic_bool begun;   /* the header says that the file is being written */
+	atomic_bool begun;   /* the headers name the log and say that the file is being written */
+	bool unclosed;       /* one of them may: to be closed */
 	atomic_bool changed; /* pages are dirty, or being committed */
 
 	pthread_mutex_t lock; /* guards what follows, frames, and changes of pages */
@@ -170,6 +171,9 @@ void vhdx_header_encode(const struct vhdx_header *header, uint8_t *page);
 bool vhdx_header_decode(const uint8_t *page, struct vhdx_header *header);
 /* Whether the 64 KiB are a whole region table. */
 bool vhdx_regions_whole(const uint8_t *table);
+/* Writes the region table that counts over the other, where they differ: a cut while the table moved leaves one that
+ * still names its old place. */
+[[nodiscard]] struct error *vhdx_mend_regions(struct vhdx *v);
 /* Reads headers, regions, metadata into @v. */
 [[nodiscard]] struct error *vhdx_read(struct vhdx *v);
 /* Computes blocks, entries, ratio from the image's size. */
@@ -293,10 +297,10 @@ void vhdx_map_mark(struct vhdx *v, uint64_t from, uint64_t to, bool present);
 /* --- vhdx_write.c --- */
 
 /* disk_request.stage: what the operation under way, or the wait, was for. */
-enum vhdx_stage { STAGE_WAIT, STAGE_FAILED, STAGE_LOAD, STAGE_EXTEND, STAGE_DATA, STAGE_UNDO };
+enum vhdx_stage { STAGE_WAIT, STAGE_WAIT_COMMIT, STAGE_FAILED, STAGE_LOAD, STAGE_EXTEND, STAGE_DATA, STAGE_UNDO };
 
 bool vhdx_slow(struct image *image, struct disk_request *r, const struct extent *e);
-/* Resumes all of a list, each on its own thread. @res < 0: to fail. */
+/* Resumes all of a list, each on its own thread. @res < 0: those that wait for a commit are to fail. */
 void vhdx_resume_all(struct disk_request *list, int res);
 
 /* --- vhdx_commit.c --- */

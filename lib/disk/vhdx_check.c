@@ -256,11 +256,7 @@ static struct error *mend_with(struct image *image, struct front *f)
 	struct vhdx *v = image->state;
 	if (f->header[0] != f->header[1])
 		TRY(vhdx_write_headers(v));
-	if (!f->same_regions) {
-		unsigned good = f->regions[0] ? 0 : 1;
-		TRY(write_at(image, f->pages + VHDX_REGIONS_AT(good), VHDX_REGIONS_BYTES, VHDX_REGIONS_AT(good ^ 1),
-			     "a region table"));
-	}
+	TRY(vhdx_mend_regions(v));
 	return has_log(v) ? vhdx_replay(v) : scan(image, f, NULL);
 }
 

@@ -50,7 +50,7 @@ bool vhdx_flush(struct image *image, struct disk_request *r)
 	struct vhdx *v = image->state;
 
 	r->task.step = flush_step;
-	r->stage = STAGE_WAIT;
+	r->stage = STAGE_WAIT_COMMIT;
 	if (!atomic_load_explicit(&v->changed, memory_order_acquire)) {
 		r->queue->io->fdatasync(r->queue->io, &r->task.op, r->queue->files[0]);
 		return true;
@@ -140,10 +140,9 @@ static bool commit_end(struct vhdx *v, int res)
 /* Both headers are written, one after the other, each made durable: one is whole at any time [2.2.2.1]. */
 static bool commit_header(struct vhdx *v, enum vhdx_commit_step step)
 {
-	v->current ^= 1;
 	v->header.sequence++;
 	vhdx_header_encode(&v->header, v->entry);
-	return commit_write(&v->commit, step, v->entry, VHDX_HEADER_BYTES, VHDX_HEADER_AT(v->current));
+	return commit_write(&v->commit, step, v->entry, VHDX_HEADER_BYTES, VHDX_HEADER_AT(v->current ^ 1));
 }
 
 /* The file is about to change: new ids, and an id for the log entries to come. */
@@ -156,11 +155,14 @@ static bool commit_begin(struct vhdx *v)
 	v->log_half = 0;
 	v->log_head = 0;
 	v->commit.headers = 0;
+	v->unclosed = true;
 	return commit_header(v, COMMIT_BEGIN_HEADER);
 }
 
+/* From here on no entry would be replayed: a change that comes after a failure begins the file anew. */
 static bool commit_finish(struct vhdx *v)
 {
+	atomic_store_explicit(&v->begun, false, memory_order_release);
 	memset(v->header.log_id, 0, sizeof(v->header.log_id));
 	v->commit.headers = 0;
 	return commit_header(v, COMMIT_END_HEADER);
@@ -196,7 +198,10 @@ static bool commit_take(struct vhdx *v)
 
 static bool commit_start(struct vhdx *v)
 {
-	return atomic_load(&v->begun) ? commit_take(v) : commit_begin(v);
+	if (atomic_load(&v->begun))
+		return commit_take(v);
+	/* Nothing has changed since the headers that close it failed, or those that begin it. */
+	return v->commit.closing ? commit_finish(v) : commit_begin(v);
 }
 
 static uint64_t half_bytes(const struct vhdx *v)
@@ -287,12 +292,16 @@ static bool commit_header_done(struct vhdx *v)
 	struct vhdx_commit *c = &v->commit;
 	bool begin = c->step == COMMIT_BEGIN_SYNC;
 
+	v->current ^= 1;
 	if (++c->headers < 2)
 		return commit_header(v, begin ? COMMIT_BEGIN_HEADER : COMMIT_END_HEADER);
-	if (begin)
-		memcpy(v->image->data_id, v->header.data_id, sizeof(v->image->data_id));
-	atomic_store_explicit(&v->begun, begin, memory_order_release);
-	return begin ? commit_take(v) : commit_end(v, 0);
+	if (!begin) {
+		v->unclosed = false;
+		return commit_end(v, 0);
+	}
+	memcpy(v->image->data_id, v->header.data_id, sizeof(v->image->data_id));
+	atomic_store_explicit(&v->begun, true, memory_order_release);
+	return commit_take(v);
 }
 
 static bool commit_next(struct vhdx *v)
@@ -349,7 +358,7 @@ struct error *vhdx_settle(struct vhdx *v)
 	struct disk_queue queue = {
 		.disk = v->image->disk, .io = v->image->disk->io, .files = (unsigned[]){(unsigned)v->image->file.fd}};
 
-	if (!atomic_load(&v->begun))
+	if (!v->unclosed)
 		return NULL;
 	c->result = 0;
 	if (!vhdx_commit_wanted(v, &queue))

@@ -245,15 +245,14 @@ static struct error *copy_table(struct vhdx *v, uint64_t at, uint64_t bytes)
 	return io_sync(io, v->image->file.fd, "the block allocation table");
 }
 
-static struct error *move_table(struct vhdx *v, uint64_t bytes)
+/* The region tables name the copy. */
+static struct error *take_table(struct vhdx *v, uint64_t at, uint64_t bytes)
 {
 	struct disk_io *io = v->image->disk->io;
 	cleanup_free uint8_t *regions = aligned_alloc(4096, VHDX_REGIONS_BYTES);
-	uint64_t at = align_up(v->file_end, VHDX_UNIT);
 
 	if (!regions)
 		return error_new(ENOMEM, "move the block allocation table");
-	TRY(copy_table(v, at, bytes));
 	encode_regions(regions, at, bytes, v->metadata_at, v->metadata_bytes);
 	for (unsigned n = 0; n < 2; n++) {
 		TRY(io_write(io, v->image->file.fd, regions, VHDX_REGIONS_BYTES, VHDX_REGIONS_AT(n), "a region table"));
@@ -302,15 +301,13 @@ struct error *vhdx_resize(struct image *image, uint64_t size)
 	struct image larger = *image;
 	struct vhdx geometry = {.image = &larger, .differencing = v->differencing};
 
-	/* Through the state in which nothing is in memory only: what this changes is not logged. */
-	TRY(vhdx_settle(v));
 	larger.size = size;
 	vhdx_geometry(&geometry);
-	TRY(new_ids(v));
-	if (geometry.entries * 8 > v->table_bytes)
-		TRY(move_table(v, align_up(geometry.entries * 8, MIB)));
-	TRY(write_size(v, size));
-	TRY(disk_file_bytes(&image->file, image->name));
-	TRY(vhdx_read(v));
-	return vhdx_map_load(v);
+	TRY(half_way(image, new_ids(v)));
+	if (geometry.entries * 8 > v->table_bytes) {
+		uint64_t at = align_up(v->file_end, VHDX_UNIT), bytes = align_up(geometry.entries * 8, MIB);
+		TRY(copy_table(v, at, bytes));
+		TRY(half_way(image, take_table(v, at, bytes)));
+	}
+	return half_way(image, write_size(v, size));
 }

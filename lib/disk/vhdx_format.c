@@ -226,6 +226,27 @@ static struct error *read_regions(struct vhdx *v)
 	return damaged(v, "neither region table is whole; they are", VHDX_REGIONS_AT(0));
 }
 
+struct error *vhdx_mend_regions(struct vhdx *v)
+{
+	struct disk_io *io = v->image->disk->io;
+	cleanup_free uint8_t *both = aligned_alloc(4096, 2 * (size_t)VHDX_REGIONS_BYTES);
+	int fd = v->image->file.fd;
+
+	if (!both)
+		return error_new(ENOMEM, "%s: read its regions", v->image->name);
+	TRY(error_wrap(io_read(io, fd, both, 2 * (size_t)VHDX_REGIONS_BYTES, VHDX_REGIONS_AT(0), "the region tables"),
+		       "%s", v->image->name));
+	unsigned counts = vhdx_regions_whole(both) ? 0 : 1;
+	if (memcmp(both, both + VHDX_REGIONS_BYTES, VHDX_REGIONS_BYTES) == 0)
+		return NULL;
+	vhdx_new_id(v->header.file_id);
+	TRY(vhdx_write_headers(v));
+	TRY(error_wrap(io_write(io, fd, both + counts * (size_t)VHDX_REGIONS_BYTES, VHDX_REGIONS_BYTES,
+				VHDX_REGIONS_AT(counts ^ 1), "a region table"),
+		       "%s", v->image->name));
+	return error_wrap(io_sync(io, fd, "a region table"), "%s", v->image->name);
+}
+
 /* --- metadata [2.6] --- */
 
 struct item {

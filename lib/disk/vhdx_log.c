@@ -62,13 +62,13 @@ struct error *vhdx_write_headers(struct vhdx *v)
 		return error_new(ENOMEM, "%s: write its headers", v->image->name);
 	/* The one that is not current first: one of them is always whole. */
 	for (unsigned i = 0; i < 2; i++) {
-		v->current ^= 1;
 		v->header.sequence++;
 		vhdx_header_encode(&v->header, page);
 		TRY(error_wrap(io_write(v->image->disk->io, v->image->file.fd, page, VHDX_HEADER_BYTES,
-					VHDX_HEADER_AT(v->current), "a header"),
+					VHDX_HEADER_AT(v->current ^ 1), "a header"),
 			       "%s", v->image->name));
 		TRY(error_wrap(io_sync(v->image->disk->io, v->image->file.fd, "a header"), "%s", v->image->name));
+		v->current ^= 1;
 	}
 	return NULL;
 }

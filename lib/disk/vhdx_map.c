@@ -405,7 +405,6 @@ struct error *vhdx_map_load(struct vhdx *v)
 {
 	struct plan plan = {.v = v};
 
-	vhdx_map_free(v);
 	TRY(make_memory(v));
 	v->file_end = v->image->file.size;
 	if (v->file_end > VHDX_FILE_MAX)

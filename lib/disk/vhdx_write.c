@@ -59,7 +59,7 @@ void vhdx_resume_all(struct disk_request *list, int res)
 	while (list) {
 		struct disk_request *r = list;
 		list = r->next;
-		if (res < 0) {
+		if (res < 0 && r->stage == STAGE_WAIT_COMMIT) {
 			r->stage = STAGE_FAILED;
 			r->at = (uint64_t)-res;
 		}
@@ -70,7 +70,7 @@ void vhdx_resume_all(struct disk_request *list, int res)
 /* Under the lock, which it releases: @r waits for the next load or the end of a commit. */
 static bool wait(struct vhdx *v, struct disk_request *r, bool commit)
 {
-	r->stage = STAGE_WAIT;
+	r->stage = commit ? STAGE_WAIT_COMMIT : STAGE_WAIT;
 	task_park(&r->task);
 	bool begin = commit && vhdx_commit_wanted(v, r->queue);
 	if (begin) {
