@@ -186,6 +186,16 @@ static struct error *check_target(const struct replay *r, uint64_t at, uint64_t 
 	return NULL;
 }
 
+/* A hole takes no room, whatever length the log says. */
+static struct error *write_zeroes(const struct vhdx *v, uint64_t at, uint64_t len)
+{
+	struct disk_io *io = v->image->disk->io;
+
+	if (io_fallocate(io, v->image->file.fd, FALLOC_FL_PUNCH_HOLE, at, len) >= 0)
+		return NULL;
+	return io_zero(io, v->image->file.fd, at, len, "zeroes of the log");
+}
+
 /* Checks an entry, or (@write) carries it out. */
 static struct error *apply(const struct replay *r, const struct found *f, bool write)
 {
@@ -213,7 +223,7 @@ static struct error *apply(const struct replay *r, const struct found *f, bool w
 		if (!write) {
 			TRY(check_target(r, at, len, MAX(last, v->image->file.size)));
 		} else if (zero) {
-			TRY(io_zero(v->image->disk->io, v->image->file.fd, at, len, "zeroes of the log"));
+			TRY(write_zeroes(v, at, len));
 		} else {
 			memcpy(page, entry + (size_t)data++ * VHDX_LOG_SECTOR, VHDX_LOG_SECTOR);
 			memcpy(page, d + 8, 8);

@@ -524,6 +524,54 @@ static void torn_log(void **state)
 	teardown(&b);
 }
 
+static void put_zeroes(uint8_t *entry, unsigned n, uint64_t at, uint64_t len)
+{
+	uint8_t *descriptor = entry + 64 + (size_t)n * 32;
+
+	memset(descriptor, 0, 32);
+	put_letters(descriptor, "zero");
+	put64(descriptor + 8, len);
+	put64(descriptor + 16, at);
+	memcpy(descriptor + 24, entry + 16, 8);
+}
+
+/* A log, of others, that wants ranges to be zeroes [2.3.1.2]: long ones cost nothing. */
+static void zeroes_of_log(void **state)
+{
+	uint8_t entry[4096];
+	struct stat st;
+	struct bench b;
+
+	setup(&b);
+	make(&b, "a", (struct disk_create){.size = SIZE, .block = MIB});
+	take(&b, "a");
+	put(&b, 0, MIB, 1);
+	leave(&b);
+	take(&b, "a");
+	put(&b, MIB, 4096, 2);
+	flush(&b);
+	crash(&b);
+	int fd = open_file(&b, "a", O_RDWR);
+	assert_int_equal(pread(fd, entry, sizeof(entry), MIB), sizeof(entry));
+	put32(entry + 8, sizeof(entry));
+	put32(entry + 24, 2);
+	put64(entry + 56, GIB);
+	put_zeroes(entry, 0, 4 * MIB + 64 * KIB, 64 * KIB);
+	put_zeroes(entry, 1, 16 * MIB, GIB - 16 * MIB);
+	put32(entry + 4, vhdx_checksum(entry, sizeof(entry)));
+	assert_int_equal(pwrite(fd, entry, sizeof(entry), MIB), sizeof(entry));
+	memset(b.model + 64 * KIB, 0, 64 * KIB);
+	memset(b.model + MIB, 0, 4096);
+	take(&b, "a");
+	same(&b);
+	leave(&b);
+	assert_int_equal(fstat(fd, &st), 0);
+	assert_int_equal(st.st_size, GIB);
+	assert_true((uint64_t)st.st_blocks * 512 < 16 * MIB);
+	close(fd);
+	teardown(&b);
+}
+
 static void parents(void **state)
 {
 	struct bench b;
@@ -710,12 +758,12 @@ static void queues(void **state)
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(dynamic),   cmocka_unit_test(dynamic_4k), cmocka_unit_test(fixed),
-		cmocka_unit_test(chain),     cmocka_unit_test(untouched),  cmocka_unit_test(frugal),
-		cmocka_unit_test(log_turns), cmocka_unit_test(failures),   cmocka_unit_test(growing),
-		cmocka_unit_test(largest),   cmocka_unit_test(crowded),    cmocka_unit_test(damaged),
-		cmocka_unit_test(torn_log),  cmocka_unit_test(parents),    cmocka_unit_test(locators),
-		cmocka_unit_test(queues),
+		cmocka_unit_test(dynamic),   cmocka_unit_test(dynamic_4k),    cmocka_unit_test(fixed),
+		cmocka_unit_test(chain),     cmocka_unit_test(untouched),     cmocka_unit_test(frugal),
+		cmocka_unit_test(log_turns), cmocka_unit_test(failures),      cmocka_unit_test(growing),
+		cmocka_unit_test(largest),   cmocka_unit_test(crowded),       cmocka_unit_test(damaged),
+		cmocka_unit_test(torn_log),  cmocka_unit_test(zeroes_of_log), cmocka_unit_test(parents),
+		cmocka_unit_test(locators),  cmocka_unit_test(queues),
 	};
 	const char *seed = getenv("GLINT_SEED");
 

@@ -42,6 +42,7 @@ struct image_fuzz {
 	struct {
 		const char *name, *subformat;
 		uint32_t block;
+		bool crashed; /* flushed, and not closed: it has a log */
 	} seeds[4];
 };
 
@@ -185,12 +186,19 @@ static int fuzz_file(const uint8_t *image, size_t size)
 	return fd;
 }
 
-static int fuzz_one(const struct image_fuzz *fuzz, const uint8_t *data, size_t size)
+/* FUZZ_FILE_MAX bytes of zeroes for fuzz_expand(), to be unmapped. */
+static uint8_t *fuzz_room(void)
 {
 	uint8_t *image = mmap(NULL, FUZZ_FILE_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (image == MAP_FAILED)
 		abort();
+	return image;
+}
+
+static inline int fuzz_one(const struct image_fuzz *fuzz, const uint8_t *data, size_t size)
+{
+	uint8_t *image = fuzz_room();
 	size_t len = fuzz_expand(data, size, image);
 	if (len > 0) {
 		fuzz_disk(fuzz_file(image, len), fuzz->format, fuzz->readonly || size % 2);
@@ -254,7 +262,10 @@ static void fuzz_seed(const struct image_fuzz *fuzz, size_t seed, const char *fo
 		err = disk_activate(disk);
 	if (err || fuzz_do(disk, DISK_WRITE, MIB, data, sizeof(data)) < 0)
 		abort();
-	error_free(disk_deactivate(disk));
+	if (fuzz->seeds[seed].crashed && fuzz_do(disk, DISK_FLUSH, 0, NULL, 0) < 0)
+		abort();
+	if (!fuzz->seeds[seed].crashed)
+		error_free(disk_deactivate(disk));
 	disk_close(disk);
 	snprintf(path, sizeof(path), "%s/%s", folder, fuzz->seeds[seed].name);
 	cleanup_file FILE *to = fopen(path, "w");
@@ -273,15 +284,20 @@ static bool is_empty(const char *folder)
 	return dir && count == 2;
 }
 
-/* The parent that is always there; and seeds, where there are none. */
-static int fuzz_begin(const struct image_fuzz *fuzz, int argc, char **argv)
+/* The first corpus folder of the command line that has no inputs, or NULL. */
+static const char *fuzz_folder(int argc, char **argv)
 {
-	const char *folder = NULL;
+	for (int i = 1; i < argc; i++)
+		if (argv[i][0] != '-' && is_empty(argv[i]))
+			return argv[i];
+	return NULL;
+}
 
+/* The parent that is always there; and seeds, where there is a folder for them. */
+static int fuzz_begin(const struct image_fuzz *fuzz, const char *folder)
+{
+	close_fd(&fuzz_parent.fd);
 	fuzz_parent.fd = fuzz_make(fuzz, 0, NULL);
-	for (int i = 1; i < argc && !folder; i++)
-		if (argv[i][0] != '-' && !fuzz->readonly && is_empty(argv[i]))
-			folder = argv[i];
 	for (size_t i = 0; folder && i < ARRAY_SIZE(fuzz->seeds) && fuzz->seeds[i].name; i++)
 		fuzz_seed(fuzz, i, folder);
 	return 0;
@@ -293,7 +309,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define IMAGE_FUZZ(fuzz)                                                                                               \
 	int LLVMFuzzerInitialize(int *argc, char ***argv)                                                              \
 	{                                                                                                              \
-		return fuzz_begin(&(fuzz), *argc, *argv);                                                              \
+		return fuzz_begin(&(fuzz), fuzz_folder(*argc, *argv));                                                 \
 	}                                                                                                              \
 	int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)                                                   \
 	{                                                                                                              \
