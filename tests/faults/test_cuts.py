@@ -13,6 +13,7 @@ import pytest
 from host import BUILD
 
 CUTS = BUILD / "tests/faults/cuts"
+RECORDED = BUILD / "tests/faults/commands"
 
 # Every way to lay out a disk; a chain is named by its depth.
 DISKS = {
@@ -32,8 +33,18 @@ PROOFS = {
 }
 
 
-def run(folder: Path, *args: str) -> dict:
-    command = [str(CUTS), "--dir", str(folder), *args]
+COMMANDS = {
+    "merge-vhd": ["--command", "merge", "--format", "vhd"],
+    "merge-vhdx": ["--command", "merge", "--format", "vhdx"],
+    "compact-vhd": ["--command", "compact", "--format", "vhd"],
+    "compact-vhdx": ["--command", "compact", "--format", "vhdx"],
+    "compact-vhd-child": ["--command", "compact", "--format", "vhd", "--child"],
+    "compact-vhdx-child": ["--command", "compact", "--format", "vhdx", "--child"],
+}
+
+
+def run(folder: Path, *args: str, program: Path = CUTS) -> dict:
+    command = [str(program), "--dir", str(folder), *args]
     result = subprocess.run(command, capture_output=True, text=True)
     print(" ".join(command), result.stdout, result.stderr, sep="\n")
     assert result.returncode == 0
@@ -70,6 +81,27 @@ def test_proof(disk: str, tmp_path: Path, rng: random.Random) -> None:
         if proven(kinds):
             return
     raise AssertionError(f"flushes are taken away, and nothing is lost: {kinds}")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands(command: str, tmp_path: Path, rng: random.Random) -> None:
+    """glint disk merge and compact, cut anywhere: nothing is lost, and the same command goes on."""
+    found = run(tmp_path, *COMMANDS[command], "--seed", str(rng.randrange(2**32)), "--cuts", "40", program=RECORDED)
+    assert found["cuts"] > 80
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_proof(command: str, tmp_path: Path, rng: random.Random) -> None:
+    """Without the flushes that come before a name changes, it is seen that something is lost."""
+    found = run(tmp_path, *COMMANDS[command], "--seed", str(rng.randrange(2**32)), "--proof", program=RECORDED)
+    assert 2 * found["found"] > found["flushes"]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_soak(command: str, tmp_path: Path, rng: random.Random, soak_seconds: float) -> None:
+    seconds = str(round(soak_seconds))
+    run(tmp_path, *COMMANDS[command], "--seed", str(rng.randrange(2**31)), "--cuts", "400", "--seconds", seconds, program=RECORDED)
 
 
 @pytest.mark.soak
