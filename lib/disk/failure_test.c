@@ -5,6 +5,7 @@
 #include "disk/test_disk.h"
 #include "disk/vhdx.h"
 
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #define SIZE   (4 * MIB)
@@ -81,7 +82,7 @@ static void setup(struct bench *b, const struct layout *layout)
 				     .size = SIZE,
 				     .block = layout->block};
 
-	*b = (struct bench){.layout = layout, .fd = test_file(0), .io = test_io()};
+	*b = (struct bench){.layout = layout, .fd = memfd_create("disk", MFD_CLOEXEC), .io = test_io()};
 	b->io.once = true;
 	b->model = calloc(1, LARGER);
 	b->buf = malloc(LARGER);
@@ -414,7 +415,7 @@ static void setup_child(struct bench *b)
 	setup(&parent, vhdx);
 	leave(&parent);
 	assert_no_error(disk_open(&create.parent, dup(parent.fd), &options));
-	*b = (struct bench){.layout = vhdx, .fd = test_file(0), .io = test_io()};
+	*b = (struct bench){.layout = vhdx, .fd = memfd_create("disk", MFD_CLOEXEC), .io = test_io()};
 	assert_no_error(disk_create(b->fd, &create));
 	disk_close(create.parent);
 	b->model = calloc(1, LARGER);
