@@ -94,7 +94,7 @@ def test_commands(command: str, tmp_path: Path, rng: random.Random) -> None:
 def test_commands_proof(command: str, tmp_path: Path, rng: random.Random) -> None:
     """Without the flushes that come before a name changes, it is seen that something is lost."""
     found = run(tmp_path, *COMMANDS[command], "--seed", str(rng.randrange(2**32)), "--proof", program=RECORDED)
-    assert 2 * found["found"] > found["flushes"]
+    assert found["found"] > 0
 
 
 @pytest.mark.soak
