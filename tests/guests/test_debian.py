@@ -27,7 +27,7 @@ DEVICES = [
     *("--rng", "--agent", "on", "--display", "800x600", "--net", f"tap={TAP},mac={net.MAC},vhost=on"),
     *("--vsock", f"path={VSOCK},cid=42", "--console-port", f"name=org.glint.test,path={PORT}"),
 ]
-MOVES, MANY_MOVES = 3, 20
+MOVES, MANY_MOVES = 2, 20
 TOP = range(64)  # rows of the display
 ROOT = {"nvme": "/dev/nvme0n1p2", "virtio": "/dev/vda2"}
 
