@@ -147,7 +147,7 @@ def begin_load(guest: Guest) -> None:
     guest.sh(f"nic=$(ls /sys/class/net | grep ^e); ip addr add {net.GUEST_IP}/24 dev $nic; ip link set $nic up")
     guest.sh("tar -xf /dev/disk/by-id/virtio-tools -C /root")
     begun = "grep -q LISTENING /tmp/echo && [ -s /tmp/disk.rounds ] && [ -s /tmp/fio.rounds ]"
-    guest.sh(f"bash /root/load >/tmp/load 2>&1 </dev/null & until {begun}; do sleep 0.2; done", timeout=300)
+    guest.sh(f"(bash /root/load >/tmp/load 2>&1 </dev/null &); until {begun}; do sleep 0.2; done", timeout=300)
 
 
 def check_load(guest: Guest, viewer: Viewer, mark: str) -> None:
