@@ -12,6 +12,7 @@ from vm import Guest
 TAP = "tap0"
 HOST_IP, GUEST_IP = "192.0.2.1", "192.0.2.2"
 MAC = "02:00:00:00:00:01"
+GATEWAY = "198.51.100.1"  # of a guest on passt: the host itself
 STOP = "/tmp/net-stop"  # on the host and in the guest: ends streams that go on until then
 
 # The host's part: python3 -c PEER ADDRESS [INTERFACE]. Each connection to port 7 says in its first line what it wants:
@@ -89,7 +90,7 @@ def network(host: Host) -> Iterator[Host]:
 def take(guest: Guest, peer: Peer, address: str, size: int) -> None:
     """The guest takes @size bytes of TCP; both ends have the same."""
     got = guest.sh(f"echo send {size} | nc {address} 7 | sha256sum", timeout=300).split()[0]
-    assert peer.said("send") == [["send", str(size), got]]
+    assert peer.said("send", timeout=20) == [["send", str(size), got]]
 
 
 def give(guest: Guest, peer: Peer, address: str, size: int) -> None:
@@ -176,3 +177,38 @@ def test_tap_with_vhost(network: Host) -> None:
     finally:
         guest.__exit__()
         peer.process.kill()
+
+
+@contextmanager
+def passt(host: Host) -> Iterator[str]:
+    """User-mode networking on a host with an address and a route for it to take over; its socket's path. What a guest
+    sends to GATEWAY comes to the host's loopback."""
+    path = "/tmp/passt.sock"
+    host.run(["modprobe", "veth"])
+    host.run(["sh", "-ec", "ip link add up0 type veth peer name up1; ip addr add 198.51.100.7/24 dev up0; "
+              f"ip link set up0 up; ip link set up1 up; ip route add default via {GATEWAY} dev up0"])  # fmt: skip
+    process = host.spawn(["passt", "--foreground", "--runas", "0", "--interface", "up0", "--socket", path])
+    host.run(["sh", "-c", f"until [ -e {path} ]; do sleep 0.1; done"])
+    yield path
+    process.kill()
+    host.run(["ip", "link", "del", "up0"])
+
+
+def test_passt(host: Host) -> None:
+    """User-mode networking: an address by DHCP, then TCP both ways."""
+    peer = Peer(host, "127.0.0.1")
+    lease = 'case $1 in bound) ip addr add $ip/$mask dev $interface; ip route add default via $router;; esac'
+    with passt(host) as path, Guest(host, "--net", f"passt={path},mac={MAC}", modules=("virtio_net", "af_packet")) as guest:
+        guest.ready()
+        guest.sh(f"(echo '#!/bin/sh'; echo '{lease}') >/tmp/lease; chmod +x /tmp/lease; ip link set eth0 up")
+        guest.sh("udhcpc -i eth0 -n -q -s /tmp/lease")
+        assert "198.51.100.7/24" in guest.sh("ip addr show eth0")
+        # What comes back on a connection that the guest has half closed is cut short, cause not known: it stays open here.
+        guest.sh("mkfifo /tmp/asking; exec 9<>/tmp/asking")
+        for _ in range(2):
+            give(guest, peer, GATEWAY, 8 << 20)
+            got = guest.sh(f"echo send {8 << 20} >&9; nc {GATEWAY} 7 <&9 | sha256sum", timeout=300).split()[0]
+            assert peer.said("send") == [["send", str(8 << 20), got]]
+        stats = guest.call("stats")["result"]["nets"][0]
+        assert stats["rx"]["bytes"] > 16 << 20 and stats["tx"]["bytes"] > 16 << 20 and not stats["rx"]["dropped"]
+    peer.process.kill()
