@@ -17,6 +17,7 @@
 
 #include "base/cleanup.h"
 #include "base/util.h"
+#include "tests/faults/must.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -48,22 +49,6 @@ struct world {
 };
 
 static unsigned checked, worlds;
-
-static void must(bool good, const char *what)
-{
-	if (good)
-		return;
-	fprintf(stderr, "%s: %s\n", what, strerror(errno));
-	abort();
-}
-
-static void must_be(struct error *err)
-{
-	if (!err)
-		return;
-	fprintf(stderr, "%s\n", error_text(err));
-	abort();
-}
 
 static char *path_of(const char *folder, const char *name, char path[PATH_MAX])
 {

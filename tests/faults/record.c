@@ -10,6 +10,7 @@
 #include "disk/ring.h"
 
 #include "base/util.h"
+#include "tests/faults/must.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -52,14 +53,6 @@ static struct {
 	unsigned *flushes;
 	unsigned flush_count;
 } rec;
-
-static void must(bool good, const char *what)
-{
-	if (good)
-		return;
-	fprintf(stderr, "%s: %s\n", what, strerror(errno));
-	abort();
-}
 
 static void *grown(void *array, size_t count, size_t size)
 {

@@ -4,6 +4,7 @@
 #include "world.h"
 
 #include "base/util.h"
+#include "tests/faults/must.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -95,22 +96,6 @@ struct world {
 	struct world_flush *flushes; /* of the medium */
 	unsigned flush_count;
 };
-
-static void must(bool good, const char *what)
-{
-	if (good)
-		return;
-	fprintf(stderr, "%s: %s\n", what, strerror(errno));
-	abort();
-}
-
-static void must_be(struct error *err)
-{
-	if (!err)
-		return;
-	fprintf(stderr, "%s\n", error_text(err));
-	abort();
-}
 
 static void *grown(void *array, size_t count, size_t size)
 {

@@ -4,6 +4,7 @@
  * must stay as it is, and after a reset the device must serve a decent chain.
  */
 #include "base/cleanup.h"
+#include "tests/fuzz/program.h"
 #include "vmm/machine/unit.h"
 #include "vmm/virtio/balloon.h"
 #include "vmm/virtio/test_driver.h"
@@ -36,20 +37,6 @@ int LLVMFuzzerInitialize(int *, char ***)
 	unit = virtio_pci_unit(vp, "fuzz");
 	atomic_flag_test_and_set(&vp->complained);
 	return 0;
-}
-
-struct program {
-	const uint8_t *data;
-	size_t left;
-};
-
-static uint64_t take(struct program *p, unsigned bytes)
-{
-	uint64_t value = 0;
-
-	for (unsigned i = 0; i < bytes && p->left; i++, p->left--)
-		value |= (uint64_t)*p->data++ << 8 * i;
-	return value;
 }
 
 static void start(uint64_t features)

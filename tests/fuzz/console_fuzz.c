@@ -3,6 +3,7 @@
  * messages and bytes, gives buffers, in chains of any shape; clients come, write, read and leave; the machine pauses
  * and is saved in between. Whatever was done, after a reset the device must introduce its port and carry bytes.
  */
+#include "tests/fuzz/program.h"
 #include "vmm/virtio/console.h"
 #include "vmm/virtio/test_driver.h"
 
@@ -63,20 +64,6 @@ int LLVMFuzzerInitialize(int *, char ***)
 	return 0;
 }
 
-struct program {
-	const uint8_t *data;
-	size_t left;
-};
-
-static uint64_t take(struct program *p, unsigned bytes)
-{
-	uint64_t value = 0;
-
-	for (unsigned i = 0; i < bytes && p->left; i++, p->left--)
-		value |= (uint64_t)*p->data++ << 8 * i;
-	return value;
-}
-
 /* The machine runs for a moment: all that is there is served. */
 static void kick(void)
 {
@@ -129,19 +116,8 @@ static void arrive(unsigned which, int *mine)
 
 static void save_and_load(void)
 {
-	struct saved *s;
-
-	assert(ftruncate(saved_fd, 0) == 0 && lseek(saved_fd, 0, SEEK_SET) == 0);
-	test_no_error(saved_create(saved_fd, "test", &s));
-	test_no_error(saved_unit(s, unit.name, unit.ops->version, unit.ops->state, unit.self));
-	test_no_error(saved_finish(s));
-	saved_close(s);
-	assert(lseek(saved_fd, 0, SEEK_SET) == 0);
-	test_no_error(saved_open(saved_fd, "test", &s));
-	test_no_error(saved_unit(s, unit.name, unit.ops->version, unit.ops->state, unit.self));
-	test_no_error(saved_finish(s));
-	saved_close(s);
-	test_no_error(unit.ops->restored(unit.self));
+	test_no_error(test_save(&unit, saved_fd));
+	test_no_error(test_load(&unit, saved_fd));
 }
 
 static void step(struct program *p)

@@ -9,6 +9,7 @@
  * time.
  */
 #include "base/log.h"
+#include "tests/fuzz/program.h"
 #include "vmm/net/net.h"
 #include "vmm/virtio/test_driver.h"
 
@@ -75,20 +76,6 @@ int LLVMFuzzerInitialize(int *, char ***)
 	make(&subjects[0], NET_PASST, 1);
 	make(&subjects[1], NET_TAP, 2);
 	return 0;
-}
-
-struct program {
-	const uint8_t *data;
-	size_t left;
-};
-
-static uint64_t take(struct program *p, unsigned bytes)
-{
-	uint64_t value = 0;
-
-	for (unsigned i = 0; i < bytes && p->left; i++, p->left--)
-		value |= (uint64_t)*p->data++ << 8 * i;
-	return value;
 }
 
 /* Most lie in the pages in use, some at the end of memory, some anywhere. */

@@ -4,6 +4,7 @@
  * states, in any order. Memory holds decent queues and lists that a program may stumble upon. Whatever it did, after
  * power-on reset the controller must serve a decent driver, and a state that was saved must load.
  */
+#include "tests/fuzz/program.h"
 #include "vmm/nvme/internal.h"
 #include "vmm/nvme/test_nvme.h"
 
@@ -35,36 +36,11 @@ int LLVMFuzzerInitialize(int *, char ***)
 	return 0;
 }
 
-struct program {
-	const uint8_t *data;
-	size_t left;
-};
-
-static uint64_t take(struct program *p, unsigned bytes)
-{
-	uint64_t value = 0;
-
-	for (unsigned i = 0; i < bytes && p->left; i++, p->left--)
-		value |= (uint64_t)*p->data++ << 8 * i;
-	return value;
-}
-
 /* Saves the paused controller and loads it back: what it can be in can be saved. */
 static void save_and_load(void)
 {
-	struct saved *s;
-
-	assert(ftruncate(saved_fd, 0) == 0 && lseek(saved_fd, 0, SEEK_SET) == 0);
-	test_no_error(saved_create(saved_fd, "test", &s));
-	test_no_error(saved_unit(s, unit.name, unit.ops->version, unit.ops->state, unit.self));
-	test_no_error(saved_finish(s));
-	saved_close(s);
-	assert(lseek(saved_fd, 0, SEEK_SET) == 0);
-	test_no_error(saved_open(saved_fd, "test", &s));
-	test_no_error(saved_unit(s, unit.name, unit.ops->version, unit.ops->state, unit.self));
-	test_no_error(saved_finish(s));
-	saved_close(s);
-	test_no_error(unit.ops->restored(unit.self));
+	test_no_error(test_save(&unit, saved_fd));
+	test_no_error(test_load(&unit, saved_fd));
 }
 
 /* An address that may lead somewhere: data, a queue, a list, the end of memory, anywhere. */

@@ -5,6 +5,7 @@
  */
 #include "base/cleanup.h"
 #include "base/util.h"
+#include "tests/fuzz/program.h"
 #include "vmm/firmware/pflash.h"
 
 #include <assert.h>
@@ -20,20 +21,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static struct bus mmio;
 static struct pflash flash;
-
-struct program {
-	const uint8_t *data;
-	size_t left;
-};
-
-static uint64_t take(struct program *p, unsigned bytes)
-{
-	uint64_t value = 0;
-
-	for (unsigned i = 0; i < bytes && p->left; i++, p->left--)
-		value |= (uint64_t)*p->data++ << 8 * i;
-	return value;
-}
 
 static void failed(void *arg, int errnum)
 {

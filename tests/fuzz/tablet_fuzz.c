@@ -5,6 +5,7 @@
  *
  * The input is a program of one-byte steps with their arguments.
  */
+#include "tests/fuzz/program.h"
 #include "vmm/virtio/tablet.h"
 #include "vmm/virtio/test_driver.h"
 
@@ -30,35 +31,10 @@ int LLVMFuzzerInitialize(int *, char ***)
 	return 0;
 }
 
-struct program {
-	const uint8_t *data;
-	size_t left;
-};
-
-static uint64_t take(struct program *p, unsigned bytes)
-{
-	uint64_t value = 0;
-
-	for (unsigned i = 0; i < bytes && p->left; i++, p->left--)
-		value |= (uint64_t)*p->data++ << 8 * i;
-	return value;
-}
-
 static void save_and_load(void)
 {
-	struct saved *s;
-
-	assert(ftruncate(saved_fd, 0) == 0 && lseek(saved_fd, 0, SEEK_SET) == 0);
-	test_no_error(saved_create(saved_fd, "test", &s));
-	test_no_error(saved_unit(s, unit.name, unit.ops->version, unit.ops->state, unit.self));
-	test_no_error(saved_finish(s));
-	saved_close(s);
-	assert(lseek(saved_fd, 0, SEEK_SET) == 0);
-	test_no_error(saved_open(saved_fd, "test", &s));
-	test_no_error(saved_unit(s, unit.name, unit.ops->version, unit.ops->state, unit.self));
-	test_no_error(saved_finish(s));
-	saved_close(s);
-	test_no_error(unit.ops->restored(unit.self));
+	test_no_error(test_save(&unit, saved_fd));
+	test_no_error(test_load(&unit, saved_fd));
 }
 
 static void pause_and_resume(bool move)

@@ -4,6 +4,7 @@
  * rings that a program may stumble upon. Whatever it did, after power-on reset the device must serve a decent request,
  * and a state that was saved must load.
  */
+#include "tests/fuzz/program.h"
 #include "vmm/virtio/blk.h"
 #include "vmm/virtio/test_driver.h"
 
@@ -42,36 +43,11 @@ int LLVMFuzzerInitialize(int *, char ***)
 	return 0;
 }
 
-struct program {
-	const uint8_t *data;
-	size_t left;
-};
-
-static uint64_t take(struct program *p, unsigned bytes)
-{
-	uint64_t value = 0;
-
-	for (unsigned i = 0; i < bytes && p->left; i++, p->left--)
-		value |= (uint64_t)*p->data++ << 8 * i;
-	return value;
-}
-
 /* Saves the paused device and loads it back: what a device can be in can be saved. */
 static void save_and_load(void)
 {
-	struct saved *s;
-
-	assert(ftruncate(saved_fd, 0) == 0 && lseek(saved_fd, 0, SEEK_SET) == 0);
-	test_no_error(saved_create(saved_fd, "test", &s));
-	test_no_error(saved_unit(s, unit.name, unit.ops->version, unit.ops->state, unit.self));
-	test_no_error(saved_finish(s));
-	saved_close(s);
-	assert(lseek(saved_fd, 0, SEEK_SET) == 0);
-	test_no_error(saved_open(saved_fd, "test", &s));
-	test_no_error(saved_unit(s, unit.name, unit.ops->version, unit.ops->state, unit.self));
-	test_no_error(saved_finish(s));
-	saved_close(s);
-	test_no_error(unit.ops->restored(unit.self));
+	test_no_error(test_save(&unit, saved_fd));
+	test_no_error(test_load(&unit, saved_fd));
 }
 
 static void access_bar(struct program *p, unsigned bar, uint64_t offset, unsigned size, bool write)

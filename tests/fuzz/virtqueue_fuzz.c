@@ -6,6 +6,7 @@
  * The machine stands paused; a kick is a resume, which looks at all queues, and a pause, which waits for all requests:
  * so a run does the same each time.
  */
+#include "tests/fuzz/program.h"
 #include "vmm/virtio/blk.h"
 #include "vmm/virtio/test_driver.h"
 
@@ -50,20 +51,6 @@ int LLVMFuzzerInitialize(int *, char ***)
 	/* A guest that breaks its queues is not news here. */
 	atomic_flag_test_and_set(&vp->complained);
 	return 0;
-}
-
-struct program {
-	const uint8_t *data;
-	size_t left;
-};
-
-static uint64_t take(struct program *p, unsigned bytes)
-{
-	uint64_t value = 0;
-
-	for (unsigned i = 0; i < bytes && p->left; i++, p->left--)
-		value |= (uint64_t)*p->data++ << 8 * i;
-	return value;
 }
 
 /* An address: most lie in the pages in use, some at the ends of memory, some anywhere. */

@@ -5,6 +5,7 @@
  * the guest stays within its bounds, and after a reset it must carry a decent talk.
  */
 #include "base/log.h"
+#include "tests/fuzz/program.h"
 #include "vmm/virtio/test_driver.h"
 #include "vmm/vsock/internal.h"
 
@@ -56,20 +57,6 @@ int LLVMFuzzerInitialize(int *, char ***)
 	log_init("fuzz", LOG_LEVEL_ERROR);
 	signal(SIGPIPE, SIG_IGN); /* as the monitor does */
 	return 0;
-}
-
-struct program {
-	const uint8_t *data;
-	size_t left;
-};
-
-static uint64_t take(struct program *p, unsigned bytes)
-{
-	uint64_t value = 0;
-
-	for (unsigned i = 0; i < bytes && p->left; i++, p->left--)
-		value |= (uint64_t)*p->data++ << 8 * i;
-	return value;
 }
 
 /* The machine runs for a moment: all that is there is served. */
@@ -203,19 +190,8 @@ static void give_buffer(uint32_t len)
 
 static void save_and_load(void)
 {
-	struct saved *s;
-
-	assert(ftruncate(saved_fd, 0) == 0 && lseek(saved_fd, 0, SEEK_SET) == 0);
-	test_no_error(saved_create(saved_fd, "test", &s));
-	test_no_error(saved_unit(s, unit.name, unit.ops->version, unit.ops->state, unit.self));
-	test_no_error(saved_finish(s));
-	saved_close(s);
-	assert(lseek(saved_fd, 0, SEEK_SET) == 0);
-	test_no_error(saved_open(saved_fd, "test", &s));
-	test_no_error(saved_unit(s, unit.name, unit.ops->version, unit.ops->state, unit.self));
-	test_no_error(saved_finish(s));
-	saved_close(s);
-	test_no_error(unit.ops->restored(unit.self));
+	test_no_error(test_save(&unit, saved_fd));
+	test_no_error(test_load(&unit, saved_fd));
 }
 
 static void step(struct program *p)

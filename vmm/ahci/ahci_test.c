@@ -666,24 +666,16 @@ static void test_the_interrupt(void **)
 
 static struct error *save(int fd)
 {
-	cleanup_saved struct saved *s = NULL;
 	struct unit unit = unit_of();
 
-	TRY(saved_create(fd, "test", &s));
-	TRY(saved_unit(s, unit.name, unit.ops->version, unit.ops->state, unit.self));
-	return saved_finish(s);
+	return test_save(&unit, fd);
 }
 
 static struct error *load(int fd)
 {
-	cleanup_saved struct saved *s = NULL;
 	struct unit unit = unit_of();
 
-	lseek(fd, 0, SEEK_SET);
-	TRY(saved_open(fd, "test", &s));
-	TRY(saved_unit(s, unit.name, unit.ops->version, unit.ops->state, unit.self));
-	TRY(saved_finish(s));
-	return unit.ops->restored(unit.self);
+	return test_load(&unit, fd);
 }
 
 /* Into a new controller of a new machine on the same memory, with a medium of @blocks (0: none). */

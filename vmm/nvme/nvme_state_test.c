@@ -18,24 +18,16 @@ static struct unit unit_of(void)
 
 static struct error *save(int fd)
 {
-	cleanup_saved struct saved *s = NULL;
 	struct unit unit = unit_of();
 
-	TRY(saved_create(fd, "test", &s));
-	TRY(saved_unit(s, unit.name, unit.ops->version, unit.ops->state, unit.self));
-	return saved_finish(s);
+	return test_save(&unit, fd);
 }
 
 static struct error *load(int fd)
 {
-	cleanup_saved struct saved *s = NULL;
 	struct unit unit = unit_of();
 
-	lseek(fd, 0, SEEK_SET);
-	TRY(saved_open(fd, "test", &s));
-	TRY(saved_unit(s, unit.name, unit.ops->version, unit.ops->state, unit.self));
-	TRY(saved_finish(s));
-	return unit.ops->restored(unit.self);
+	return test_load(&unit, fd);
 }
 
 /* Moves the paused controller into a new one of a new machine on the same memory and the same disk, opened anew. */

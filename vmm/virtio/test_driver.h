@@ -36,6 +36,29 @@ static inline void test_no_error(struct error *err)
 	abort();
 }
 
+/* Writes the paused @unit's saved state to @fd, from its beginning. */
+static inline struct error *test_save(const struct unit *unit, int fd)
+{
+	cleanup_saved struct saved *s = NULL;
+
+	assert(ftruncate(fd, 0) == 0 && lseek(fd, 0, SEEK_SET) == 0);
+	TRY(saved_create(fd, "test", &s));
+	TRY(saved_unit(s, unit->name, unit->ops->version, unit->ops->state, unit->self));
+	return saved_finish(s);
+}
+
+/* Restores the paused @unit from what test_save() wrote to @fd. */
+static inline struct error *test_load(const struct unit *unit, int fd)
+{
+	cleanup_saved struct saved *s = NULL;
+
+	assert(lseek(fd, 0, SEEK_SET) == 0);
+	TRY(saved_open(fd, "test", &s));
+	TRY(saved_unit(s, unit->name, unit->ops->version, unit->ops->state, unit->self));
+	TRY(saved_finish(s));
+	return unit->ops->restored(unit->self);
+}
+
 struct test_machine {
 	struct memory memory;
 	struct bus pio, mmio;
