@@ -104,6 +104,12 @@ class Host:
         shutil.rmtree(self.folder)
         self.folder.mkdir()
 
+    def __enter__(self) -> "Host":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         self.cut_power()
 
@@ -377,8 +383,7 @@ def test_kill_at_random(host: Host, rng: random.Random) -> None:
 
 
 def test_without_a_stick(tmp_path: Path) -> None:
-    host = Host(tmp_path / "run", tmp_path / "not there")
-    try:
+    with Host(tmp_path / "run", tmp_path / "not there") as host:
         host.start()
         answer = host.call("sync")
         assert answer["durability"] == "memory" and "No such file" in answer["why"]
@@ -393,8 +398,6 @@ def test_without_a_stick(tmp_path: Path) -> None:
         host.cut_power()
         host.start()
         assert host.row()["name"] == "still"
-    finally:
-        host.close()
 
 
 def test_a_stick_that_is_pulled_and_put_back(tmp_path: Path, stick: Path) -> None:
@@ -402,8 +405,7 @@ def test_a_stick_that_is_pulled_and_put_back(tmp_path: Path, stick: Path) -> Non
     name, other = tmp_path / "name", tmp_path / "other"
     name.symlink_to(stick)
     subprocess.run(["cp", "--sparse=always", stick, other], check=True)
-    host = Host(tmp_path / "run", name)
-    try:
+    with Host(tmp_path / "run", name) as host:
         host.start()
         assert host.change(name="before") == "stick"
         name.unlink()
@@ -418,8 +420,6 @@ def test_a_stick_that_is_pulled_and_put_back(tmp_path: Path, stick: Path) -> Non
         host.cut_power()
         host.start()
         assert host.row()["name"] == "later"
-    finally:
-        host.close()
 
 
 def test_another_hosts_stick_is_not_touched(host: Host, stick: Path, tmp_path: Path) -> None:
@@ -449,8 +449,7 @@ def test_two_sticks(tmp_path: Path, stick: Path) -> None:
     """Both hold the state; one that holds another state is left alone."""
     second = tmp_path / "second"
     subprocess.run(["cp", "--sparse=always", stick, second], check=True)
-    host = Host(tmp_path / "run", stick, "--stick", str(second))
-    try:
+    with Host(tmp_path / "run", stick, "--stick", str(second)) as host:
         host.start()
         assert host.change(name="on both") == "stick"
         host.wait(lambda: all(s["durable"] == host.call("status")["change"] for s in host.call("status")["sticks"]), "both sticks")
@@ -476,8 +475,6 @@ def test_two_sticks(tmp_path: Path, stick: Path) -> None:
         assert [s["state"] for s in host.call("status")["sticks"]] == ["kept", "refused"]
         time.sleep(3)
         assert second.read_bytes() == before
-    finally:
-        host.close()
 
 
 @pytest.fixture
@@ -503,8 +500,7 @@ def take_room(folder: Path) -> None:
 
 
 def test_a_stick_that_fails_and_comes_back(tmp_path: Path, small: Path) -> None:
-    host = Host(tmp_path / "run", small / "stick")
-    try:
+    with Host(tmp_path / "run", small / "stick") as host:
         host.start()
         assert host.change(name="before") == "stick"
         take_room(small)
@@ -516,13 +512,10 @@ def test_a_stick_that_fails_and_comes_back(tmp_path: Path, small: Path) -> None:
         host.cut_power()
         host.start()
         assert host.row()["name"] == "while"
-    finally:
-        host.close()
 
 
 def test_a_stick_changed_elsewhere_is_not_touched(tmp_path: Path, small: Path) -> None:
-    host, other = Host(tmp_path / "run", small / "stick"), Host(tmp_path / "other", small / "copy")
-    try:
+    with Host(tmp_path / "run", small / "stick") as host, Host(tmp_path / "other", small / "copy") as other:
         host.start()
         assert host.change(name="before") == "stick"
         take_room(small)
@@ -545,9 +538,6 @@ def test_a_stick_changed_elsewhere_is_not_touched(tmp_path: Path, small: Path) -
         host.cut_power()
         host.start()
         assert host.row()["name"] == "more"
-    finally:
-        host.close()
-        other.close()
 
 
 def test_a_damaged_stick(host: Host, stick: Path) -> None:

@@ -90,12 +90,9 @@ def test_state_survives_a_power_cut(stick: Stick, tmp_path: Path) -> None:
 
     partition = tmp_path / "changed"
     partition.write_bytes(stick.state())
-    changing = Host(tmp_path / "run", partition)
-    try:
+    with Host(tmp_path / "run", partition) as changing:
         changing.start("--hardware", BOARDS[0])
         assert changing.change(name="kept-by-the-stick") == "stick"
-    finally:
-        changing.close()
     stick.put_state(partition.read_bytes())
 
     # The stick in another box: the host is the same, has its changes, and notes what it runs on.
