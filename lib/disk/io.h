@@ -8,6 +8,7 @@
 #ifndef GLINT_DISK_IO_H
 #define GLINT_DISK_IO_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/uio.h>
 
@@ -15,6 +16,7 @@
 struct disk_op {
 	void (*done)(struct disk_op *op, int res);
 	struct disk_op *next; /* the implementation's */
+	bool bulk; /* set before readv(): a large copy; of several, another processor may as well make all but one */
 };
 
 /*

@@ -19,6 +19,12 @@
 #define ZERO_BYTES 4096u
 #define ZERO_COUNT 256u
 
+/*
+ * A read through the page cache is a copy. From this size on it takes long beside waking a processor for it. Not so a
+ * write, which waits for others in the file's lock.
+ */
+#define BULK_BYTES (256u * 1024)
+
 static const uint8_t zeroes[ZERO_BYTES] __attribute__((aligned(4096)));
 
 static bool modifies(const struct disk_request *r)
@@ -103,6 +109,7 @@ static void transfer(struct disk_request *r)
 		return;
 	}
 	struct slice s = slice(r, r->finished, r->piece);
+	r->task.op.bulk = r->piece >= BULK_BYTES && r->queue->disk->image[r->level]->file.memory_align == 1;
 	if (r->type == DISK_READ)
 		io->readv(io, &r->task.op, file, s.v, s.count, r->at);
 	else

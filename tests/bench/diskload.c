@@ -102,12 +102,13 @@ static struct error *run(struct load *l, struct disk *disk, unsigned depth)
 	for (unsigned i = 0; i < disk_depth(disk); i++)
 		l->files[i] = (unsigned)disk_fd(disk, i);
 	l->queue = (struct disk_queue){disk, disk_ring_io(ring), l->files};
+	uint8_t *buffers = aligned_alloc(4096, align_up(l->bytes * depth, 4096));
+	if (!buffers)
+		return error_new(ENOMEM, "buffers");
+	memset(buffers, 1, l->bytes * depth);
 	for (unsigned i = 0; i < depth; i++) {
 		ones[i] = (struct one){.r.done = done, .load = l};
-		ones[i].iov = (struct iovec){aligned_alloc(4096, align_up(l->bytes, 4096)), l->bytes};
-		if (!ones[i].iov.iov_base)
-			return error_new(ENOMEM, "buffers");
-		memset(ones[i].iov.iov_base, (int)i + 1, l->bytes);
+		ones[i].iov = (struct iovec){buffers + i * l->bytes, l->bytes};
 	}
 	double from = now();
 	for (unsigned i = 0; i < depth && l->left > 0; i++)

@@ -17,7 +17,8 @@ def sha256_of_piece(host: Host, disk: str, piece: int) -> str:
     return hashlib.sha256(words).hexdigest()
 
 
-@pytest.mark.parametrize("protocol, cpus", [("bzImage", 1), ("bzImage", 4), ("PVH", 1), ("PVH", 2)])
+@pytest.mark.parametrize("cpus", [1, 2, 4])
+@pytest.mark.parametrize("protocol", ["bzImage", "PVH"])
 def test_stock_kernel(host: Host, protocol: str, cpus: int) -> None:
     """Each vCPU writes random data through its own queue; the guest reads it back, and so does the host."""
     disk = f"/tmp/boot-{protocol}-{cpus}.raw"

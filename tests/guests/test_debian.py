@@ -228,3 +228,30 @@ def test_moved_often(host: Host, peer: net.Peer, folder: str, soak_seconds: floa
     """Many, on a VHD as a virtio-blk disk."""
     end = time.monotonic() + soak_seconds
     run_loaded(host, peer, "vhd", "virtio", lambda moves: moves >= MANY_MOVES and time.monotonic() > end)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("format, bus", [("vhd", "nvme"), ("vhdx", "virtio")])
+def test_formats(host: Host, format: str, bus: str) -> None:
+    """The combinations that are not above. What it wrote is there after a move and a reboot; the image is whole."""
+    machine = Machine(host, debian_disk(), f",bus={bus}", format)
+    args = [*machine.args, "--rng"]
+    with Guest(host, *args, direct=False) as guest:
+        log_in(guest)
+        check_boot(guest, bus)
+        guest.sh("cd /root; for i in $(seq 8); do dd if=/dev/urandom of=file$i bs=1M count=$i conv=fsync; done")
+        guest.sh("sha256sum file* >sums; sync")
+        guest.send("(while [ ! -e /tmp/stop ]; do cp file8 copy; sync; done; touch /tmp/stopped) &")
+        guest.call("save", STATE)
+        guest.call("quit")
+        assert guest.wait() == 0
+    with Guest(host, *args, restore=STATE) as guest:
+        guest.sh("sleep 2; touch /tmp/stop; until [ -e /tmp/stopped ]; do sleep 0.2; done; cmp file8 copy", timeout=300)
+        guest.send("reboot")
+        log_in(guest)
+        check_boot(guest, bus)
+        guest.sh("cd /root; sha256sum --check --quiet sums && cmp file8 copy && rm file[1-4] && fstrim / || false")
+        guest.call("power-button")
+        assert guest.wait(timeout=300) == 0
+    check_disk(host, machine.disk)
+    host.run(["rm", machine.disk, STATE])

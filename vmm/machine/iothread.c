@@ -74,6 +74,7 @@ struct iothread {
 	/* Buffer lists of what is not submitted yet: the kernel copies them when it is. */
 	struct iovec iov[BUFFERS_MAX];
 	unsigned iov_used;
+	struct io_uring_sqe *bulk; /* the last large copy of what is not submitted yet */
 
 	struct error *(*enter)(void *arg);
 	void *enter_arg;
@@ -156,6 +157,7 @@ static void submit(struct iothread *t)
 			sched_yield();
 	}
 	t->iov_used = 0;
+	t->bulk = NULL;
 }
 
 /* The next free entry, with room for a list of @buffers. */
@@ -265,6 +267,7 @@ static void serve(struct iothread *t)
 			strerror(-ret));
 		abort();
 	}
+	t->bulk = NULL;
 	if (io_uring_sq_ready(&t->ring) == 0)
 		t->iov_used = 0;
 	/* A bound, so that completions that breed completions do not put off the end of the batch for ever. */
@@ -302,7 +305,7 @@ static struct error *restrict_ring(struct iothread *t)
 		r[n].sqe_op = operations[n];
 	}
 	r[n].opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
-	r[n++].sqe_flags = IOSQE_FIXED_FILE;
+	r[n++].sqe_flags = IOSQE_FIXED_FILE | IOSQE_ASYNC;
 	r[n].opcode = IORING_RESTRICTION_SQE_FLAGS_REQUIRED;
 	r[n++].sqe_flags = IOSQE_FIXED_FILE;
 	r[n].opcode = IORING_RESTRICTION_REGISTER_OP;
@@ -549,6 +552,12 @@ static void do_readv(struct disk_io *io, struct disk_op *op, unsigned slot, cons
 	else
 		io_uring_prep_read(sqe, (int)slot, iov->iov_base, (unsigned)iov->iov_len, offset);
 	finish_sqe(sqe, (uintptr_t)op);
+	if (!op->bulk)
+		return;
+	/* The last is copied by this thread, which would only wait: alone it costs no waking. */
+	if (t->bulk)
+		io_uring_sqe_set_flags(t->bulk, IOSQE_FIXED_FILE | IOSQE_ASYNC);
+	t->bulk = sqe;
 }
 
 static void do_writev(struct disk_io *io, struct disk_op *op, unsigned slot, const struct iovec *iov, unsigned count,
