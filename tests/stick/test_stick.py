@@ -37,6 +37,22 @@ def stick() -> Path:
     return path
 
 
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@pytest.fixture(scope="module")
+def host_root(stick: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The host's root, unpacked from the UKI."""
+    folder = tmp_path_factory.mktemp("root")
+    subprocess.run(["objcopy", "-O", "binary", "-j", ".initrd", f"{stick}.efi", folder / "initrd"], check=True)
+    with (folder / "initrd").open("rb") as initrd:
+        subprocess.run(["cpio", "--quiet", "-i", "root.img"], stdin=initrd, cwd=folder, check=True)
+    subprocess.run(["fsck.erofs", f"--extract={folder / 'root'}", folder / "root.img"], check=True, stdout=subprocess.DEVNULL)
+    return folder / "root"
+
+
 @pytest.fixture(scope="module")
 def machine(stick: Path) -> Iterator[StickMachine]:
     with StickMachine(stick) as booting:
@@ -85,9 +101,30 @@ def test_uki_is_small(stick: Path) -> None:
 
 
 def test_same_inputs_give_the_same_stick(stick: Path, tmp_path: Path) -> None:
-    subprocess.run([CLONE / "image/build", "-o", tmp_path / "again.img"], check=True)
-    first, again = (hashlib.file_digest(path.open("rb"), "sha256").hexdigest() for path in (stick, tmp_path / "again.img"))
-    assert first == again
+    """Nothing kept is used but the programs, which the compiler makes."""
+    again = tmp_path / "again.img"
+    subprocess.run([CLONE / "image/build", "-o", again, "--fresh"], check=True)
+    for suffix in ("", ".efi", ".manifest.json"):
+        assert sha256(Path(f"{stick}{suffix}")) == sha256(Path(f"{again}{suffix}")), suffix
+
+
+def test_manifest(stick: Path, host_root: Path) -> None:
+    """Every file in the image is in its manifest with its hash and whose it is, and no other; so says the host too."""
+    manifest = json.loads(Path(f"{stick}.manifest.json").read_text())
+    rows = {row["path"]: row for row in manifest["files"]}
+    inside = json.loads((host_root / "usr/lib/glint/manifest.json").read_text())
+    assert inside == {key: value for key, value in manifest.items() if key != "files"}
+    found = {str(p.relative_to(host_root)): p for p in host_root.rglob("*") if p.is_file() and not p.is_symlink()}
+    assert set(found) - set(rows) == {"usr/lib/glint/manifest.json"} and set(rows) <= set(found)
+    assert all(row["sha256"] == sha256(found[path]) and row["bytes"] == found[path].stat().st_size for path, row in rows.items())
+    packages = {row["name"]: row for key in ("packages", "linked", "parts") for row in manifest[key]}
+    assert {row["package"] for row in rows.values()} <= set(packages) | {"glint"}
+    assert all(row["version"] and row["source"] and row["source-version"] for row in packages.values())
+    assert rows["usr/sbin/ovsdb-server"]["package"] == "openvswitch-common"
+    assert "Apache-2.0" in packages["openvswitch-common"]["licences"] and "Expat" in packages["libjansson-dev"]["licences"]
+    # By the version that the kernel tells of itself.
+    kernel = next(row for row in manifest["packages"] if row["source"].startswith("linux"))
+    assert kernel["version"] in output_of("strings", "-n", "20", f"{stick}.efi") and kernel["version"].startswith("6.12.")
 
 
 def test_bad_arguments_are_refused(tmp_path: Path) -> None:
