@@ -34,4 +34,7 @@ void cli_words(const struct command *command, char *buf, size_t len);
 extern const struct command disk_create_command, disk_info_command, disk_map_command, disk_convert_command,
 	disk_resize_command, disk_snapshot_command, disk_merge_command, disk_compact_command, disk_check_command;
 
+/* cli/image_*.c */
+extern const struct command image_create_command, image_inspect_command, image_edit_command;
+
 #endif

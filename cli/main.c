@@ -57,17 +57,6 @@ static const struct command *find(const char *group, const char *name, bool *gro
 	return NULL;
 }
 
-/* Whether @word is an option whose value is the next word. */
-static bool takes_next(const struct command *c, const char *word)
-{
-	const char *name = word + strspn(word, "-");
-
-	for (const struct option *option = c->options; option->name; option++)
-		if (strcmp(option->name, name) == 0)
-			return option->kind != OPTION_FLAG;
-	return false;
-}
-
 /*
  * Makes options of words, "a.vhd" the first of them "--file a.vhd", so that one parser has one say about all. @to has
  * room for twice the words and one more.
@@ -87,7 +76,7 @@ static struct error *name_words(const struct command *c, int argc, char **argv, 
 			options = false;
 		} else if (options && argv[i][0] == '-' && argv[i][1]) {
 			to[(*count)++] = argv[i];
-			if (takes_next(c, argv[i]) && i + 1 < argc)
+			if (option_takes_next(c->options, argv[i]) && i + 1 < argc)
 				to[(*count)++] = argv[++i];
 		} else if (words == c->words) {
 			return error_hint(error_new(EINVAL, "'%s' is one word too many", argv[i]),

@@ -60,12 +60,14 @@ static void put_manual(void)
 	puts(".SH EXIT STATUS\n"
 	     "0 when it was done, 1 when not, 2 when there is no such command. glint disk check: 0 nothing is wrong, 1 "
 	     "what\n"
-	     "was wrong is mended or is lost space only, 2 something is wrong, 3 it could not be looked at.\n"
+	     "was wrong is mended or is lost space only, 2 something is wrong, 3 it could not be looked at. glint "
+	     "image inspect: 2 something on it is damaged.\n"
 	     ".SH EXAMPLES\n"
 	     ".EX\n"
 	     "glint disk create web.vhdx \\-\\-size 40G\n"
 	     "glint disk convert old.qcow2 web.vhdx \\-\\-verify\n"
 	     "glint disk snapshot web.vhdx web\\-today.vhdx\n"
+	     "glint image create \\-o /dev/sdX \\-\\-guest web=web.vhdx,memory=2G,autostart\n"
 	     ".EE");
 }
 

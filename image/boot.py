@@ -4,7 +4,8 @@
 How: class StickMachine starts QEMU with a QMP socket and the guest's first serial port on its standard input and
 output, stamps what arrives with the seconds since power-on, and waits for patterns in it. By KVM where this machine
 can run a stock kernel on it, else emulated (TCG, which offers nested SVM, so that the host inside has a /dev/kvm).
-The stick's image file is never written: QEMU keeps what the machine writes in an overlay in the machine's folder.
+The stick's image file is never written: QEMU keeps what the machine writes in an overlay in the machine's folder; a
+machine with the same folder goes on with it. An image of another form than raw is a disk (SATA), not a stick.
 
 Run as a program (./run does) it takes a stick to the shell of the guest it carries, says what took how long, and,
 on a terminal, hands the console over.
@@ -56,7 +57,8 @@ def kvm_usable() -> bool:
 class StickMachine:
     """One virtual machine with a stick in it. Use as a context manager; leaving it ends the process."""
 
-    def __init__(self, stick: Path, memory_mib: int = 2048, cpus: int = 2, folder: Path | None = None, extra: list[str] = []):
+    def __init__(self, stick: Path, memory_mib: int = 2048, cpus: int = 2, folder: Path | None = None, extra: list[str] = [],
+                 form: str = "raw"):
         self.kvm = kvm_usable()
         self.output = bytearray()  # everything the console showed
         self.position = 0  # how far wait_for has looked
@@ -64,22 +66,25 @@ class StickMachine:
         self.folder = Path(folder or tempfile.mkdtemp(prefix="glint-machine."))
         self._remove = folder is None
         shutil.copy(OVMF / "OVMF_VARS_4M.fd", self.folder / "vars.fd")
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", stick.resolve(), self.folder / "stick.qcow2"], check=True)
-        self.command = self._command(memory_mib, cpus) + extra
+        overlay = self.folder / "stick.qcow2"
+        if not overlay.exists():
+            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", form, "-b", stick.resolve(), overlay], check=True)
+        self.command = self._command(memory_mib, cpus, form) + extra
         self.started = time.monotonic()
         self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                         env=self._environment())
         os.set_blocking(self.process.stdout.fileno(), False)
         self.qmp = Qmp(self.folder / "qmp", self.process)
 
-    def _command(self, memory_mib: int, cpus: int) -> list[str]:
+    def _command(self, memory_mib: int, cpus: int, form: str) -> list[str]:
         cpu = ["-accel", "kvm", "-cpu", "host"] if self.kvm else ["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"]
+        device = "usb-storage,id=stick,drive=stick,removable=on,bootindex=0,bus=usb.0" if form == "raw" else "ide-hd,drive=stick,bootindex=0"
         return ["qemu-system-x86_64", "-M", "q35", *cpu, "-m", str(memory_mib), "-smp", str(cpus), "-nodefaults", "-no-user-config",
                 "-drive", f"if=pflash,format=raw,readonly=on,file={OVMF}/OVMF_CODE_4M.fd",
                 "-drive", f"if=pflash,format=raw,file={self.folder}/vars.fd",
                 "-device", "qemu-xhci,id=usb",
                 "-blockdev", f"driver=qcow2,node-name=stick,file.driver=file,file.filename={self.folder}/stick.qcow2",
-                "-device", "usb-storage,id=stick,drive=stick,removable=on,bootindex=0,bus=usb.0",
+                "-device", device,
                 "-display", "none", "-vga", "std", "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
                 "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off", "-no-reboot"]
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 # Made here from files of packages, by depmod(8).
 MADE = re.compile(r"usr/lib/modules/[^/]+/modules\.[a-z.]+")
-# From the build root: the stub of the UKI and the boot loader, what the carried guest runs.
-PARTS = ["systemd-boot-efi", "busybox-static"]
+# From the build root: the stub of the UKI and the boot loader, what the built-in guest runs, firmware of guests.
+PARTS = ["systemd-boot-efi", "busybox-static", "ovmf"]
 INSIDE = "usr/lib/glint/manifest.json"
 LIBC = "/usr/lib/x86_64-linux-gnu/libc.a"
 
@@ -96,7 +96,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_files(root: Path, packages: Packages, kernel: dict, ours: set[str]) -> list[dict]:
+def read_files(root: Path, packages: Packages, build: Packages, kernel: dict, ours: set[str]) -> list[dict]:
     """Every file of the staged root; ends the build where nobody knows whose one is."""
     rows, unknown = [], []
     for path in sorted(p for p in root.rglob("*") if p.is_file() and not p.is_symlink()):
@@ -106,7 +106,7 @@ def read_files(root: Path, packages: Packages, kernel: dict, ours: set[str]) -> 
         elif MADE.fullmatch(name) or name.startswith("usr/lib/modules/"):
             owner = kernel["name"]
         else:
-            owner = packages.of(name)
+            owner = packages.of(name) or (build.of(name) if build.of(name) in PARTS else None)
         if not owner:
             unknown.append(name)
         rows.append({"path": name, "package": owner, "bytes": path.stat().st_size, "sha256": sha256(path)})
@@ -145,8 +145,8 @@ def main() -> None:
     host, build = Packages(given.source), Packages(given.build_root)
     kernels = [kernel_row(kernel) for kernel in given.kernel]
     ours = {pair.partition("=")[0] for pair in given.ours} | {str(p.relative_to(given.files)) for p in given.files.rglob("*")}
-    files = read_files(given.root, host, kernels[0], ours)
-    used = sorted({row["package"] for row in files} - {"glint", kernels[0]["name"]})
+    files = read_files(given.root, host, build, kernels[0], ours)
+    used = sorted({row["package"] for row in files} - {"glint", kernels[0]["name"], *PARTS})
     manifest = {
         "name": "glint",
         "version": given.version,

@@ -236,9 +236,10 @@ static struct error *set_word(const struct option *fields, const char *what, cha
 	const struct option *option = find(fields, word, len);
 	const char *value = word[len] ? word + len + 1 : NULL;
 
-	/* The first one's value may stand alone, and a file's may be fd=N. */
-	if (first && (!value || (!option && fields[0].kind == OPTION_FILE && option_is_descriptor(word))) &&
-	    !(option && option->kind == OPTION_FLAG)) {
+	/* The first one's value may stand alone; a file's may be fd=N, and some have a '=' of their own. */
+	bool pair = !option && ((fields[0].kind == OPTION_FILE && option_is_descriptor(word)) ||
+				(fields[0].value && strchr(fields[0].value, '=')));
+	if (first && (!value || pair) && !(option && option->kind == OPTION_FLAG)) {
 		option = &fields[0];
 		value = word;
 	}
@@ -292,6 +293,14 @@ const char *option_argument(const struct option *table, int argc, char **argv, c
 			return value;
 	}
 	return NULL;
+}
+
+bool option_takes_next(const struct option *table, char *word)
+{
+	char *value;
+	const struct option *option = named(table, word, &value);
+
+	return option && !value && option->kind != OPTION_FLAG;
 }
 
 static struct error *bad_word(const char *word)

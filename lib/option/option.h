@@ -79,6 +79,9 @@ struct option_group {
 /* What the command line gives the option @name as value; NULL: it is not there. Changes nothing. */
 const char *option_argument(const struct option *table, int argc, char **argv, const char *name);
 
+/* Whether @word of a command line is an option whose value is the next word. */
+bool option_takes_next(const struct option *table, char *word);
+
 /*
  * Fills @object from a JSON object; strings are borrowed from it. An array's place takes one object or a list of them.
  * @what names it in errors ("machine.json").
