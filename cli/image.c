@@ -204,7 +204,7 @@ struct error *host_config_check(const char *what, const char *text, size_t len)
 {
 	struct hostconfig *config = NULL;
 	struct hostconfig_problems problems = {};
-	char more[32] = "";
+	char more[64] = "";
 
 	TRY(hostconfig_read(text, len, &config, &problems));
 	hostconfig_free(config);
