@@ -288,11 +288,11 @@ struct error *database_whole(struct database *d, struct buffer *to)
 	return NULL;
 }
 
-struct error *database_compact(const char *control, const char *name)
+struct error *database_ask(const char *control, const char *method, const char *parameter)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	struct timeval patience = {.tv_sec = 2};
-	char text[256];
+	char text[PATH_MAX + 256];
 	cleanup_fd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	if ((size_t)snprintf(address.sun_path, sizeof(address.sun_path), "%s", control) >= sizeof(address.sun_path))
@@ -300,11 +300,11 @@ struct error *database_compact(const char *control, const char *name)
 	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)) < 0 ||
 	    connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
 		return error_new(errno, "reach %s", control);
-	snprintf(text, sizeof(text), "{\"id\":0,\"method\":\"ovsdb-server/compact\",\"params\":[\"%s\"]}", name);
+	snprintf(text, sizeof(text), "{\"id\":0,\"method\":\"%s\",\"params\":[\"%s\"]}", method, parameter);
 	TRY(write_all(fd, text, strlen(text), control));
 	ssize_t n = recv(fd, text, sizeof(text) - 1, 0);
 	if (n <= 0)
-		return error_new(n < 0 ? errno : EPIPE, "have the database compacted by %s", control);
+		return error_new(n < 0 ? errno : EPIPE, "ask %s for %s", control, method);
 	text[n] = '\0';
-	return strstr(text, "\"error\":null") ? NULL : error_new(0, "have the database compacted: %s", text);
+	return strstr(text, "\"error\":null") ? NULL : error_new(EBADMSG, "ask for %s: %s", method, text);
 }

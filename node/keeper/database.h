@@ -54,9 +54,9 @@ int database_fd(const struct database *database);
 [[nodiscard]] struct error *database_whole(struct database *database, struct buffer *to);
 
 /*
- * Asks the server, by its control socket, to put a compact file in place of the one that is there, and waits for it,
- * two seconds at most.
+ * Asks the server for something by its control socket (ovs-appctl(8)), and waits for it, two seconds at most. Fails
+ * with ENOENT or ECONNREFUSED where there is no server.
  */
-[[nodiscard]] struct error *database_compact(const char *control, const char *name);
+[[nodiscard]] struct error *database_ask(const char *control, const char *method, const char *parameter);
 
 #endif

@@ -94,6 +94,9 @@ bool journal_fits(const struct journal *journal, size_t len, size_t count);
  */
 [[nodiscard]] struct error *journal_snapshot(struct journal *journal, const struct journal_item *items, size_t count);
 
+/* Reads no more than the headers: the id of the stick; false where there is none. */
+bool journal_stick(const struct journal_io *io, uint8_t stick[16]);
+
 /* What a person says to a damaged journal: what could be read of it is all that is wanted. */
 void journal_accept_loss(struct journal *journal);
 

@@ -12,7 +12,9 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "node/keeper/database.h"
+#include "node/keeper/health.h"
 #include "node/keeper/identity.h"
+#include "node/keeper/schema.h"
 #include "node/keeper/stick.h"
 #include "vmm/control/control.h"
 
@@ -29,13 +31,14 @@
 #include <time.h>
 
 #define STICKS_MAX 4u
-/* How long the host waits for its stick when it starts. */
+/* How long the host waits for what is on its stick when it starts, beyond the time that the stick has to come. */
 #define FIRST_OPEN_S 60
 #define SECOND_NS    1000000000ull
 #define SCHEMA_MAX   (256 * KIB)
 #define IDENTITY_MAX (64 * KIB)
 /* Below this a database is not worth compacting before a snapshot. */
 #define COMPACT_FROM (64 * KIB)
+#define DATABASE     "Glint"
 
 struct waiter {
 	struct control_later *call; /* NULL: a free place */
@@ -48,28 +51,32 @@ struct keeper {
 	struct keeper_options options;
 	char file[PATH_MAX];
 	struct database *database;
+	struct loop_source *follower;
 	struct buffer identity;
 	struct stick *sticks[STICKS_MAX];
 	struct stick_mark marks[STICKS_MAX]; /* as they were written down last */
 	unsigned stick_count;
 	uint64_t number; /* of the newest change */
 	bool missed;     /* a change was not handed on: the sticks need a snapshot */
+	bool live;       /* the state was in memory already: what changed before is not known */
+	bool detached;   /* the server was told to let go of the database, and not yet to take it again */
 	struct control *control;
 	struct loop_source *tick;
 	struct waiter waiters[CONTROL_LATER_MAX];
+
+	/* How the state is kept, as it was found last. */
+	bool kept;
+	char why[256];
+	time_t since, behind_until;
+	char *told; /* the health file's text */
 };
 
-static const char *const state_names[] = {[STICK_OPENING] = "opening",
-					  [STICK_ABSENT] = "absent",
-					  [STICK_KEPT] = "kept",
-					  [STICK_REFUSED] = "refused",
-					  [STICK_FAILED] = "failed"};
-
+/* Seconds since the kernel's start. */
 static time_t now_s(void)
 {
 	struct timespec t;
 
-	clock_gettime(CLOCK_MONOTONIC, &t);
+	clock_gettime(CLOCK_BOOTTIME, &t);
 	return t.tv_sec;
 }
 
@@ -164,7 +171,7 @@ static struct error *compact(struct keeper *k)
 
 	TRY(whole_size(k, &len));
 	if (k->options.server && len > COMPACT_FROM) {
-		struct error *err = database_compact(k->options.server, "Glint");
+		struct error *err = database_ask(k->options.server, "ovsdb-server/compact", DATABASE);
 		if (err)
 			log_warn("%s; the snapshot is larger than it could be", error_text(err));
 		error_free(err);
@@ -173,6 +180,8 @@ static struct error *compact(struct keeper *k)
 }
 
 static void answer_waiters(struct keeper *k);
+static void consider(struct keeper *k, struct stick *stick);
+static void look_at_health(struct keeper *k, bool all);
 
 static void sticks_changed(void *arg)
 {
@@ -181,6 +190,9 @@ static void sticks_changed(void *arg)
 
 	for (unsigned i = 0; i < k->stick_count && k->database; i++) {
 		stick_status(k->sticks[i], &status);
+		if (status.offers)
+			consider(k, k->sticks[i]);
+		stick_status(k->sticks[i], &status);
 		if (!status.wants_snapshot)
 			continue;
 		struct error *err = compact(k);
@@ -188,6 +200,7 @@ static void sticks_changed(void *arg)
 	}
 	save_marks(k);
 	answer_waiters(k);
+	look_at_health(k, false);
 }
 
 static void database_ready(void *arg, int fd, uint32_t events)
@@ -214,6 +227,76 @@ static bool is_kept(struct keeper *k, uint64_t number, bool *hope, char why[256]
 	return false;
 }
 
+static json_t *health(struct keeper *k)
+{
+	cleanup_free char *id = NULL;
+	struct error *err = identity_id(&k->identity, &id);
+	struct health h = {.host = err ? "" : id,
+			   .change = k->number,
+			   .kept = k->kept,
+			   .why = k->why,
+			   .since_s = (uint64_t)k->since,
+			   .sticks = k->sticks,
+			   .stick_count = k->stick_count};
+
+	error_free(err);
+	return health_json(&h);
+}
+
+/* A change on its way to a stick counts as kept, for as long as somebody would wait for it. */
+static bool find_out(struct keeper *k)
+{
+	char why[256];
+	struct stick_status status;
+	bool hope, kept = is_kept(k, k->number, &hope, why);
+
+	/* What is only offered by a stick keeps nothing. */
+	hope = false;
+	for (unsigned i = 0; i < k->stick_count; i++) {
+		stick_status(k->sticks[i], &status);
+		hope |= status.state == STICK_KEPT;
+	}
+	if (kept || !hope)
+		k->behind_until = 0;
+	else if (!k->behind_until)
+		k->behind_until = now_s() + (time_t)k->options.patience_s;
+	kept |= hope && now_s() < k->behind_until;
+	if (kept)
+		why[0] = '\0';
+	if (k->told && kept == k->kept && strcmp(why, k->why) == 0)
+		return false;
+	k->kept = kept;
+	snprintf(k->why, sizeof(k->why), "%s", why);
+	k->since = now_s();
+	return true;
+}
+
+static struct error *write_health(struct keeper *k, char *text)
+{
+	char path[PATH_MAX];
+
+	TRY(path_in(k, "health.json", path));
+	return put_file(path, text, strlen(text), 0644);
+}
+
+/* What changed about durability is told at once, figures once a second. */
+static void look_at_health(struct keeper *k, bool all)
+{
+	if (!find_out(k) && !all)
+		return;
+	json_t *json = health(k);
+	cleanup_free char *text = json ? json_dumps(json, JSON_INDENT(1)) : NULL;
+	json_decref(json);
+	if (!text || (k->told && strcmp(text, k->told) == 0))
+		return;
+	struct error *err = write_health(k, text);
+	if (!err) {
+		free(k->told);
+		k->told = steal_ptr(&text);
+	}
+	log_error(err);
+}
+
 static void answer_waiters(struct keeper *k)
 {
 	char why[256];
@@ -235,6 +318,18 @@ static void answer_waiters(struct keeper *k)
 	}
 }
 
+static struct error *attach_server(struct keeper *k)
+{
+	struct error *err = database_ask(k->options.server, "ovsdb-server/add-db", k->file);
+
+	/* A server that was started again has it from its command line. */
+	if (err && !strstr(error_text(err), "already open"))
+		return err;
+	error_free(err);
+	k->detached = false;
+	return NULL;
+}
+
 static void tick(void *arg)
 {
 	struct keeper *k = arg;
@@ -242,9 +337,12 @@ static void tick(void *arg)
 	loop_timer_set(k->tick, SECOND_NS);
 	if (k->missed)
 		log_error(follow(k));
+	if (k->detached)
+		log_error(attach_server(k));
 	for (unsigned i = 0; i < k->stick_count; i++)
 		stick_look(k->sticks[i]);
 	sticks_changed(k);
+	look_at_health(k, true);
 }
 
 static struct error *call_sync(void *self, struct control_call *call, json_t **result)
@@ -265,33 +363,13 @@ static struct error *call_sync(void *self, struct control_call *call, json_t **r
 	return NULL;
 }
 
-static json_t *hex(const uint8_t data[16])
-{
-	char text[33];
-
-	for (unsigned i = 0; i < 16; i++)
-		snprintf(text + 2 * i, 3, "%02x", data[i]);
-	return json_string(text);
-}
-
 static struct error *call_status(void *self, struct control_call *call, json_t **result)
 {
 	struct keeper *k = self;
-	json_t *sticks = json_array();
-	struct stick_status s;
 
 	TRY(control_params(call, "{}"));
-	for (unsigned i = 0; i < k->stick_count; i++) {
-		stick_status(k->sticks[i], &s);
-		json_array_append_new(sticks,
-				      json_pack("{s:s, s:s, s:s, s:o, s:I, s:I, s:I, s:I, s:I}", "path",
-						stick_path(k->sticks[i]), "state", state_names[s.state], "why", s.why,
-						"stick", hex(s.info.stick), "durable", (json_int_t)s.durable,
-						"generation", (json_int_t)s.info.generation, "sequence",
-						(json_int_t)s.info.sequence, "written", (json_int_t)s.info.written,
-						"flushes", (json_int_t)s.info.flushes));
-	}
-	*result = json_pack("{s:I, s:o}", "change", (json_int_t)k->number, "sticks", sticks);
+	find_out(k);
+	*result = health(k);
 	return NULL;
 }
 
@@ -302,9 +380,9 @@ static struct error *call_adopt(void *self, struct control_call *call, json_t **
 
 	TRY(control_params(call, "{s:s}", "path", &path));
 	for (unsigned i = 0; i < k->stick_count; i++) {
-		if (strcmp(stick_path(k->sticks[i]), path) != 0)
+		if (!stick_has_path(k->sticks[i], path))
 			continue;
-		stick_adopt(k->sticks[i]);
+		stick_adopt(k->sticks[i], strcmp(stick_path(k->sticks[i]), path) != 0 ? path : NULL);
 		return NULL;
 	}
 	return error_new(EINVAL, "adopt %s: it is not among the sticks", path);
@@ -332,31 +410,47 @@ static struct error *listen_at(const struct keeper *k, int *fd)
 
 /* --- the start --- */
 
-static void contents_free(struct stick_contents *c)
+/* The state that a stick holds, as this Glint on this hardware has it. */
+static struct error *restore_from(struct keeper *k, struct stick *stick, const struct stick_contents *c,
+				  struct buffer *database, struct buffer *identity)
 {
-	buffer_free(&c->database);
-	buffer_free(&c->identity);
+	cleanup_free char *from = NULL;
+	struct stick_status status;
+	bool noted;
+
+	size_t len = database_records(c->database.data, c->database.len, NULL);
+	if (len == 0 || c->identity.len == 0)
+		return error_new(ENODATA, "it holds no whole state of a host");
+	TRY(buffer_add(database, c->database.data, len));
+	TRY(buffer_add(identity, c->identity.data, c->identity.len));
+	TRY(schema_convert(database, k->options.schema, k->options.folder, &from));
+	TRY(identity_note_hardware(identity, database, k->options.hardware, &noted));
+	stick_status(stick, &status);
+	log_info("state of %llu changes since a snapshot restored from %s", (unsigned long long)c->info.changes,
+		 status.device);
+	if (from)
+		log_info("the database was converted from schema %s", from);
+	return NULL;
 }
 
 /* The state of a host that starts: from the first stick that has one, else new. *source: the stick, or -1. */
-static struct error *restore(struct keeper *k, struct stick_contents *contents, struct buffer *database, int *source,
-			     bool *noted)
+static struct error *restore(struct keeper *k, struct stick_contents *contents, struct buffer *database, int *source)
 {
-	for (unsigned i = 0; i < k->stick_count && *source < 0; i++) {
-		struct stick_contents *c = &contents[i];
-		size_t len = database_records(c->database.data, c->database.len, NULL);
-		if (len == 0 || c->identity.len == 0)
-			continue;
-		TRY(buffer_add(database, c->database.data, len));
-		TRY(buffer_add(&k->identity, c->identity.data, c->identity.len));
-		log_info("state of %llu changes since a snapshot restored from %s", (unsigned long long)c->info.changes,
-			 stick_path(k->sticks[i]));
-		*source = (int)i;
-	}
-	if (*source >= 0)
-		return identity_note_hardware(&k->identity, database, k->options.hardware, noted);
 	cleanup_free char *schema = NULL;
 	size_t len;
+
+	for (unsigned i = 0; i < k->stick_count && *source < 0; i++) {
+		if (contents[i].database.len == 0)
+			continue;
+		struct error *err = restore_from(k, k->sticks[i], &contents[i], database, &k->identity);
+		if (!err) {
+			*source = (int)i;
+			return NULL;
+		}
+		stick_refuse(k->sticks[i], error_text(err));
+		error_free(err);
+		database->len = k->identity.len = 0;
+	}
 	TRY(read_file(k->options.schema, SCHEMA_MAX, &schema, &len));
 	log_info("no state is there: this is the host's first boot");
 	return identity_new(&k->identity, database, schema, k->options.hardware);
@@ -405,6 +499,9 @@ static struct error *find_state(struct keeper *k, struct buffer *database)
 	TRY(read_file(path, IDENTITY_MAX, &text, &len));
 	TRY(buffer_add(&k->identity, text, len));
 	TRY(database_open(&k->database, k->file, 0));
+	/* Should the keeper before have ended between telling the server to let go and to take it again. */
+	if (k->options.server)
+		error_free(attach_server(k));
 	TRY(database_follow(k->database, database, &changes, &lost));
 	if (!lost)
 		return NULL;
@@ -413,15 +510,13 @@ static struct error *find_state(struct keeper *k, struct buffer *database)
 	return database_whole(k->database, database);
 }
 
-/* Makes what the server and the host's daemons start from. */
-static struct error *make_state(struct keeper *k, struct stick_contents *contents, struct buffer *database, int *source)
+/* Makes what the server and the host's daemons start from, and follows it. */
+static struct error *put_state(struct keeper *k, const struct buffer *database)
 {
-	bool noted = false;
 	char folder[PATH_MAX], path[PATH_MAX];
 	cleanup_free char *id = NULL;
 
 	TRY(path_in(k, "keeper.identity", path));
-	TRY(restore(k, contents, database, source, &noted));
 	TRY(put_file(path, k->identity.data, k->identity.len, 0600));
 	TRY(path_in(k, "identity", folder));
 	TRY(identity_publish(&k->identity, folder));
@@ -429,7 +524,94 @@ static struct error *make_state(struct keeper *k, struct stick_contents *content
 	TRY(put_file(k->file, database->data, database->len, 0660));
 	TRY(identity_id(&k->identity, &id));
 	log_info("this host is %s", id);
+	database_free(steal_ptr(&k->database));
 	return database_open(&k->database, k->file, database->len);
+}
+
+static struct error *watch_database(struct keeper *k)
+{
+	return loop_add_fd(k->loop, database_fd(k->database), EPOLLIN, database_ready, k, &k->follower);
+}
+
+/* --- a stick that comes to a host without one --- */
+
+/* Whether the host has been on a stick since it was booted. */
+static bool has_stick(const struct keeper *k)
+{
+	static const uint8_t none[16];
+	struct stick_mark mark;
+
+	for (unsigned i = 0; i < k->stick_count; i++) {
+		stick_mark(k->sticks[i], &mark);
+		if (memcmp(mark.stick, none, sizeof(none)) != 0)
+			return true;
+	}
+	return false;
+}
+
+/* The host's own state gives way: it is that of a first boot, to which nobody has added anything. */
+static struct error *give_way(struct keeper *k, struct stick *stick)
+{
+	cleanup_buffer struct buffer database = {}, identity = {};
+	struct stick_contents held = {};
+
+	struct error *err = restore_from(k, stick, stick_offer(stick), &database, &identity);
+	if (err) {
+		stick_refuse(stick, error_text(err));
+		error_free(err);
+		return NULL;
+	}
+	buffer_free(&k->identity);
+	k->identity = identity;
+	identity = (struct buffer){};
+	loop_remove(steal_ptr(&k->follower));
+	TRY(put_state(k, &database));
+	TRY(watch_database(k));
+	stick_take(stick, &held);
+	err = begin_stick(k, stick, &held, &database, true);
+	stick_contents_free(&held);
+	return err;
+}
+
+/* Goes over to the state of a stick that came late. The server lets go of the database meanwhile. */
+static struct error *take_up(struct keeper *k, struct stick *stick)
+{
+	struct error *err = database_ask(k->options.server, "ovsdb-server/remove-db", DATABASE);
+
+	if (err && (error_errno(err) == ENOENT || error_errno(err) == ECONNREFUSED)) {
+		/* It is about to start: once more in a second. */
+		error_free(err);
+		return NULL;
+	}
+	TRY(err);
+	k->detached = true;
+	/* What came before it let go. */
+	err = follow(k);
+	if (!err && k->number == 1)
+		err = give_way(k, stick);
+	return error_first(err, attach_server(k));
+}
+
+/* Nothing of such a host is on a stick: what it was told is kept in memory, and was said to be. */
+static void consider(struct keeper *k, struct stick *stick)
+{
+	bool empty = stick_offer(stick)->info.state == JOURNAL_EMPTY;
+	struct stick_contents nothing;
+
+	log_error(follow(k));
+	if (has_stick(k))
+		stick_refuse(stick, empty ? "it is empty: adopt it, or put the host's stick back"
+					  : "it is another stick: adopt it, or put the host's stick back");
+	else if (empty && k->options.adopt_empty)
+		stick_take(stick, &nothing);
+	else if (empty)
+		stick_refuse(stick, "it is empty: adopt it");
+	else if (k->live || k->number > 1 || !k->options.server)
+		stick_refuse(stick,
+			     "the host started without it, and may have been changed since: adopt it (what is on it "
+			     "is lost), or restart the host (what was changed since is lost)");
+	else
+		log_error(take_up(k, stick));
 }
 
 static struct error *start_sticks(struct keeper *k, bool live)
@@ -440,6 +622,8 @@ static struct error *start_sticks(struct keeper *k, bool live)
 		return error_new(errno, "draw the keeper's mark");
 	for (unsigned i = 0; i < k->options.stick_count; i++) {
 		struct stick_options options = {.path = k->options.sticks[i],
+						.booted = k->options.booted,
+						.wait_s = k->options.wait_s,
 						.live = live,
 						.adopt_empty = k->options.adopt_empty && !live,
 						.changed = sticks_changed,
@@ -476,15 +660,20 @@ static struct error *begin(struct keeper *k, struct stick_contents contents[STIC
 	if (mkdir(path, 0770) < 0 && errno != EEXIST)
 		return error_new(errno, "make %s", path);
 	TRY(path_in(k, "database/glint.db", k->file));
-	bool live = access(k->file, F_OK) == 0;
-	TRY(start_sticks(k, live));
+	k->live = access(k->file, F_OK) == 0;
+	TRY(start_sticks(k, k->live));
 	for (unsigned i = 0; i < k->stick_count; i++)
-		stick_contents(k->sticks[i], FIRST_OPEN_S, &contents[i]);
-	TRY(live ? find_state(k, &database) : make_state(k, contents, &database, &source));
+		stick_contents(k->sticks[i], k->options.wait_s + FIRST_OPEN_S, &contents[i]);
+	if (k->live) {
+		TRY(find_state(k, &database));
+	} else {
+		TRY(restore(k, contents, &database, &source));
+		TRY(put_state(k, &database));
+	}
 	k->number = 1;
 	for (unsigned i = 0; i < k->stick_count; i++)
-		TRY(begin_stick(k, k->sticks[i], &contents[i], &database, live || source == (int)i));
-	TRY(loop_add_fd(k->loop, database_fd(k->database), EPOLLIN, database_ready, k, NULL));
+		TRY(begin_stick(k, k->sticks[i], &contents[i], &database, k->live || source == (int)i));
+	TRY(watch_database(k));
 	TRY(loop_add_timer(k->loop, tick, k, &k->tick));
 	loop_timer_set(k->tick, SECOND_NS);
 	/* What came while the file was read. */
@@ -508,12 +697,13 @@ struct error *keeper_new(struct keeper **out, struct loop *loop, const struct ke
 	k->options = *options;
 	struct error *err = begin(k, contents);
 	for (unsigned i = 0; i < STICKS_MAX; i++)
-		contents_free(&contents[i]);
+		stick_contents_free(&contents[i]);
 	if (err) {
 		keeper_free(k);
 		return error_wrap(err, "start the keeper");
 	}
 	save_marks(k);
+	look_at_health(k, true);
 	*out = k;
 	return NULL;
 }
@@ -533,5 +723,12 @@ void keeper_free(struct keeper *k)
 	control_free(k->control);
 	database_free(k->database);
 	buffer_free(&k->identity);
+	/* Nobody keeps anything from here on. */
+	char path[PATH_MAX];
+	struct error *err = path_in(k, "health.json", path);
+	if (!err)
+		unlink(path);
+	error_free(err);
+	free(k->told);
 	free(k);
 }

@@ -1,6 +1,7 @@
 /*
  * glint-keeper's beginning: options, signals, telling systemd that the host's state is there; and looking into a stick.
  */
+#include "node/keeper/choose.h"
 #include "node/keeper/identity.h"
 #include "node/keeper/journal.h"
 #include "node/keeper/keeper.h"
@@ -30,15 +31,16 @@ struct stick_option {
 struct config {
 	struct stick_option sticks[STICKS_MAX];
 	size_t stick_count;
-	const char *folder, *schema, *hardware, *server, *inspect, *out;
-	unsigned patience;
+	const char *esps, *loader, *folder, *schema, *hardware, *server, *inspect, *out;
+	unsigned wait, patience;
 	bool adopt_empty, help, version;
 };
 
 #define AT(member) offsetof(struct config, member)
 
 static const struct option stick_fields[] = {
-	{"path", OPTION_TEXT, offsetof(struct stick_option, path), .min = 1, .max = 255, .help = "the partition"},
+	{"path", OPTION_TEXT, offsetof(struct stick_option, path), .min = 1, .max = 200,
+	 .help = "the partition, or the folder"},
 	{NULL},
 };
 
@@ -49,7 +51,13 @@ static const struct option_group stick_group = {.fields = stick_fields,
 
 static const struct option options[] = {
 	{"stick", OPTION_GROUP, AT(sticks), .group = &stick_group,
-	 .help = "where the state is kept; may be given again"},
+	 .help = "where the state is kept: a partition, or a folder to choose it from; may be given again"},
+	{"loader", OPTION_TEXT, AT(loader), .min = 1, .value = "FILE",
+	 .help = "the variable LoaderDevicePartUUID: which ESP the host was booted from"},
+	{"esps", OPTION_TEXT, AT(esps), .min = 1, .value = "PATH",
+	 .help = "with --loader: a folder of folders; in the one of that UUID each disk that has it has a name"},
+	{"wait", OPTION_NUMBER, AT(wait), .max = 600, .value = "SECONDS",
+	 .help = "how long the start waits for a stick that is not there yet (default: 0)"},
 	{"folder", OPTION_TEXT, AT(folder), .min = 1, .value = "PATH",
 	 .help = "where the state is while the host runs: absolute, on a tmpfs"},
 	{"schema", OPTION_TEXT, AT(schema), .min = 1, .value = "FILE", .help = "of a new database"},
@@ -59,7 +67,7 @@ static const struct option options[] = {
 	{"patience", OPTION_NUMBER, AT(patience), .min = 1, .max = 600, .value = "SECONDS",
 	 .help = "how long a change waits for a stick that does not answer (default: 20)"},
 	{"adopt-empty", OPTION_SWITCH, AT(adopt_empty),
-	 .help = "format an empty stick that is there at the start (default: off)"},
+	 .help = "a host without a stick formats an empty one (default: off)"},
 	{"inspect", OPTION_TEXT, AT(inspect), .min = 1, .value = "PATH", .help = "say what is on a stick, and end"},
 	{"out", OPTION_TEXT, AT(out), .min = 1, .value = "FILE", .help = "with --inspect: write its database there"},
 	{"version", OPTION_FLAG, AT(version), .help = "print the version"},
@@ -220,7 +228,7 @@ static struct error *run(const struct config *config)
 	__attribute__((cleanup(loop_done))) struct loop *loop = NULL;
 	const char *sticks[STICKS_MAX];
 	struct keeper *keeper;
-	char hardware[128];
+	char hardware[128], booted[CHOOSE_PATH_MAX] = "";
 	cleanup_fd int signals = -1;
 
 	if (!config->folder || config->folder[0] != '/' || !config->schema)
@@ -229,10 +237,14 @@ static struct error *run(const struct config *config)
 	for (size_t i = 0; i < config->stick_count; i++)
 		sticks[i] = config->sticks[i].path;
 	TRY(read_hardware(config->hardware, hardware));
+	if (config->loader && config->esps)
+		choose_booted(config->loader, config->esps, booted);
 	TRY(loop_new(&loop));
 	TRY(watch_signals(loop, &signals));
 	struct keeper_options wanted = {.sticks = sticks,
 					.stick_count = (unsigned)config->stick_count,
+					.booted = booted[0] ? booted : NULL,
+					.wait_s = config->wait,
 					.folder = config->folder,
 					.schema = config->schema,
 					.hardware = hardware,

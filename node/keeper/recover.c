@@ -336,3 +336,18 @@ struct error *journal_recover(struct journal *j, journal_take_fn *take, void *ar
 
 	return recover(j, readers, take, arg);
 }
+
+bool journal_stick(const struct journal_io *io, uint8_t stick[16])
+{
+	struct journal j = {.io = io, .area_size = journal_area_size(io->size)};
+	struct journal_header header;
+
+	for (unsigned slot = 0; slot < JOURNAL_SLOTS && io->size >= JOURNAL_MIN; slot++) {
+		enum slot found = read_slot(&j, slot, &header);
+		if (found != SLOT_VALID && found != SLOT_NEWER)
+			continue;
+		memcpy(stick, header.stick, sizeof(header.stick));
+		return true;
+	}
+	return false;
+}

@@ -16,10 +16,15 @@
 #include <string.h>
 #include <time.h>
 
-/* Between two tries of a stick that is not kept; each is twice as long as the one before. */
+/* Between two tries of a stick that failed; each is twice as long as the one before. */
 #define RETRY_FIRST_S 1u
-#define RETRY_LAST_S  32u
+#define RETRY_LAST_S  1024u
 #define LEAVE_S       10
+
+/* How often is looked for one that comes; at the start, and how long none may come before one is chosen. */
+#define LOOK_MS       1000u
+#define LOOK_FIRST_MS 200u
+#define SETTLE_MS     3000u
 
 /* What may wait for a stick that does not answer; more is dropped, and made good by a snapshot. */
 #define WORK_MAX (8 * MIB)
@@ -45,9 +50,15 @@ struct stick {
 	struct stick_contents contents;
 	struct work work;
 	bool has_work, adopt, leave, left;
-	bool first_done; /* the host has its state: from here on only the stick of the mark is its own */
+	bool first_done;               /* the host has its state: from here on only the stick of the mark is its own */
+	char adopted[CHOOSE_PATH_MAX]; /* with adopt: which one, or empty */
+	uint64_t arrival;              /* of status.device */
 
 	/* The thread's. */
+	uint64_t arrivals; /* when it was looked at last */
+	unsigned retry_s;  /* until a stick that failed is tried again */
+	struct timespec retry_at;
+	char device[CHOOSE_PATH_MAX]; /* what was opened last */
 	int fd;
 	struct journal_file file;
 	struct journal *journal;
@@ -62,6 +73,23 @@ static void tell(void *arg)
 
 /* --- the thread --- */
 
+static struct timespec after_ms(unsigned ms)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	t.tv_nsec += (long)(ms % 1000) * 1000000;
+	t.tv_sec += ms / 1000 + t.tv_nsec / 1000000000;
+	t.tv_nsec %= 1000000000;
+	return t;
+}
+
+static void set_retry(struct stick *s)
+{
+	s->retry_s = s->retry_s ? MIN(2 * s->retry_s, RETRY_LAST_S) : RETRY_FIRST_S;
+	s->retry_at = after_ms(s->retry_s * 1000);
+}
+
 static struct error *take(void *arg, const struct journal_item *item)
 {
 	struct stick_contents *c = arg;
@@ -72,12 +100,12 @@ static struct error *take(void *arg, const struct journal_item *item)
 	return buffer_add(&c->identity, item->data, item->len);
 }
 
-static void contents_free(struct stick_contents *c)
+void stick_contents_free(struct stick_contents *c)
 {
 	buffer_free(&c->database);
 	buffer_free(&c->identity);
 }
-#define cleanup_contents __attribute__((cleanup(contents_free)))
+#define cleanup_contents __attribute__((cleanup(stick_contents_free)))
 
 static void detach(struct stick *s)
 {
@@ -86,16 +114,17 @@ static void detach(struct stick *s)
 	close_fd(&s->fd);
 }
 
-static struct error *attach(struct stick *s, struct stick_contents *contents)
+static struct error *attach(struct stick *s, const char *device, struct stick_contents *contents)
 {
 	detach(s);
-	s->fd = open(s->path, O_RDWR | O_CLOEXEC | O_DIRECT);
+	s->fd = open(device, O_RDWR | O_CLOEXEC | O_DIRECT);
 	/* Some file systems, of a stick that is a file, do not have it. */
 	if (s->fd < 0 && errno == EINVAL)
-		s->fd = open(s->path, O_RDWR | O_CLOEXEC);
+		s->fd = open(device, O_RDWR | O_CLOEXEC);
 	if (s->fd < 0)
-		return error_new(errno, "open %s", s->path);
-	TRY(journal_file_init(&s->file, s->fd, s->path));
+		return error_new(errno, "open %s", device);
+	snprintf(s->device, sizeof(s->device), "%s", device);
+	TRY(journal_file_init(&s->file, s->fd, s->device));
 	TRY(journal_open(&s->journal, &s->file.io, s->mark.our_writer, take, contents));
 	journal_info(s->journal, &contents->info);
 	return NULL;
@@ -108,17 +137,28 @@ static bool is_unchanged(const struct stick_mark *mark, const struct journal_inf
 		mark->seen_sequence == info->sequence);
 }
 
-/* What becomes of a stick that could be opened. */
+static bool is_marked(const struct stick_mark *mark)
+{
+	static const uint8_t none[sizeof(mark->stick)];
+
+	return memcmp(mark->stick, none, sizeof(none)) != 0;
+}
+
+/* What becomes of a stick that could be opened. STICK_OPENING: the host has none, this one is offered to it. */
 static enum stick_state judge(const struct stick *s, const struct journal_info *info, const char **why)
 {
+	bool running = s->options.live || s->first_done;
+
 	*why = "";
+	if (running && info->state != JOURNAL_DAMAGED && !is_marked(&s->mark))
+		return STICK_OPENING;
 	if (info->state == JOURNAL_EMPTY) {
-		if (s->options.adopt_empty && !s->first_done)
+		if (s->options.adopt_empty && !running)
 			return STICK_KEPT;
 		*why = "it is empty: adopt it, or put the host's stick back";
 		return STICK_REFUSED;
 	}
-	if ((s->options.live || s->first_done) && !is_unchanged(&s->mark, info)) {
+	if (running && is_marked(&s->mark) && !is_unchanged(&s->mark, info)) {
 		*why = memcmp(s->mark.stick, info->stick, 16) != 0
 			       ? "it is another stick: adopt it, or put the host's stick back"
 			       : "it was changed elsewhere meanwhile: adopt it, or start the host from it";
@@ -138,7 +178,12 @@ static enum stick_state state_of(const struct error *err)
 	case ENXIO:
 	case ENOMEDIUM:
 		return STICK_ABSENT;
+	/* These may pass. */
+	case EACCES:
+	case EBUSY:
 	case EIO:
+	case ENOMEM:
+	case EPERM:
 		return STICK_FAILED;
 	default:
 		return STICK_REFUSED;
@@ -153,50 +198,91 @@ static void remember(struct stick *s, const struct journal_info *info)
 	s->mark.seen_sequence = info->sequence;
 }
 
+/* The stick by name: the one of the folder, where it is known. */
+static const char *name(const struct stick *s)
+{
+	return s->status.device[0] ? s->status.device : s->path;
+}
+
 static void set_state(struct stick *s, enum stick_state state, const char *why)
 {
 	if (s->status.state != state || strcmp(s->status.why, why) != 0) {
 		if (state == STICK_KEPT)
-			log_info("%s: %s", s->path, s->first_done ? "gets the present state" : "opened");
+			log_info("%s: %s", name(s), s->first_done ? "is the host's, gets what it lacks" : "opened");
+		else if (state == STICK_OPENING)
+			log_info("%s: came to a host that has no stick", name(s));
 		else
-			log_warn("%s: %s; changes are in memory only", s->path, why);
+			log_warn("%s: %s; changes are in memory only", name(s), why);
 	}
 	s->status.state = state;
 	snprintf(s->status.why, sizeof(s->status.why), "%s", why);
 }
 
-/* Opens the stick and says what is to become of it. The first time its contents are kept for the host. */
-static void try_open(struct stick *s, bool adopt)
+/* What was looked at is remembered, so that it is looked at once. */
+static struct error *find(struct stick *s, const char *adopted, char device[CHOOSE_PATH_MAX])
 {
-	struct stick_contents contents = {};
-	const char *why = "";
-	struct error *err = attach(s, &contents);
+	struct stick_mark mark;
 
+	stick_mark(s, &mark);
+	s->arrivals = choose_arrivals(s->path, s->options.booted, mark.stick);
+	if (!adopted[0])
+		return choose_stick(s->path, s->options.booted, mark.stick, device);
+	strcpy(device, adopted);
+	return NULL;
+}
+
+/* Under the mutex. */
+static void settle(struct stick *s, enum stick_state state, const char *why, struct stick_contents *contents)
+{
+	/* The host starts from what is proven good of a damaged one, too. */
+	bool starts = !s->first_done && !s->options.live;
+
+	if (contents->info.state != JOURNAL_EMPTY && (state == STICK_KEPT || starts))
+		remember(s, &contents->info);
+	set_state(s, state, why);
+	s->status.info = contents->info;
+	s->status.offers = state == STICK_OPENING;
+	/* What was handed over while it was away is not all that it missed. */
+	s->status.wants_snapshot = state == STICK_KEPT && s->first_done;
+	if (!s->first_done || s->status.offers) {
+		stick_contents_free(&s->contents);
+		s->contents = *contents;
+		*contents = (struct stick_contents){};
+	}
+	s->first_done = true;
+}
+
+/* Opens the stick and says what is to become of it. What it holds is kept for a host that has no state, or no stick. */
+static void try_open(struct stick *s, bool adopt, const char *adopted)
+{
+	cleanup_contents struct stick_contents contents = {};
+	char device[CHOOSE_PATH_MAX] = "";
+	const char *why = "";
+	struct error *err = find(s, adopted, device);
+	uint64_t arrival = choose_arrival(device);
+
+	if (!err)
+		err = attach(s, device, &contents);
+	/* The beginning of what cannot be read is nothing to start from. */
+	if (err)
+		stick_contents_free(&contents);
 	pthread_mutex_lock(&s->mutex);
 	enum stick_state state = err ? state_of(err) : judge(s, &contents.info, &why);
-	if (!err && state == STICK_REFUSED && adopt) {
+	if (!err && adopt && state != STICK_KEPT) {
 		journal_accept_loss(s->journal);
 		state = STICK_KEPT;
 		why = "";
 	}
-	/* The host starts from what is proven good of a damaged one, too. */
-	bool starts = !s->first_done && !s->options.live;
-	if (!err && contents.info.state != JOURNAL_EMPTY && (state == STICK_KEPT || starts))
-		remember(s, &contents.info);
-	set_state(s, state, err ? error_text(err) : why);
-	s->status.info = contents.info;
-	/* What was handed over while it was away is not all that it missed. */
-	s->status.wants_snapshot = state == STICK_KEPT && s->first_done;
-	if (!s->first_done) {
-		s->contents = contents;
-		contents = (struct stick_contents){};
-	}
-	s->first_done = true;
+	if (state == STICK_FAILED)
+		set_retry(s);
+	s->arrival = arrival;
+	snprintf(s->status.device, sizeof(s->status.device), "%s", arrival ? device : "");
+	settle(s, state, err ? error_text(err) : why, &contents);
+	bool keep = state == STICK_KEPT || s->status.offers;
 	pthread_cond_broadcast(&s->opened);
 	pthread_mutex_unlock(&s->mutex);
-	if (state != STICK_KEPT)
+	if (!keep)
 		detach(s);
-	contents_free(&contents);
 	error_free(err);
 	loop_post(s->loop, tell, s);
 }
@@ -231,7 +317,8 @@ static void do_work(struct stick *s, struct work *w)
 	pthread_mutex_lock(&s->mutex);
 	journal_info(s->journal, &s->status.info);
 	if (err) {
-		s->status.state = error_errno(err) == EFBIG ? STICK_REFUSED : STICK_FAILED;
+		s->status.state = STICK_FAILED;
+		set_retry(s);
 		snprintf(s->status.why, sizeof(s->status.why), "%s", error_text(err));
 		log_err("%s; changes are in memory only", error_text(err));
 	} else if (too_large) {
@@ -244,40 +331,82 @@ static void do_work(struct stick *s, struct work *w)
 	} else {
 		s->status.durable = w->number;
 		if (w->snapshot)
-			log_info("%s: holds the host's state (generation %llu)", s->path,
+			log_info("%s: holds the host's state (generation %llu)", name(s),
 				 (unsigned long long)s->status.info.generation);
 		memcpy(s->mark.stick, s->status.info.stick, 16);
+		s->retry_s = 0;
 	}
 	pthread_mutex_unlock(&s->mutex);
 	error_free(err);
 	loop_post(s->loop, tell, s);
 }
 
-/* Waits for something to do; false when there is nothing but a try that is due. */
-static bool wait_for_work(struct stick *s, unsigned *retry)
+static bool is_over(const struct timespec *until)
 {
-	struct timespec until;
+	struct timespec now = after_ms(0);
 
-	clock_gettime(CLOCK_MONOTONIC, &until);
-	until.tv_sec += *retry;
-	while (!s->leave && !s->has_work && !s->adopt) {
-		if (s->status.state == STICK_KEPT)
-			pthread_cond_wait(&s->wake, &s->mutex);
-		else if (pthread_cond_timedwait(&s->wake, &s->mutex, &until) == ETIMEDOUT)
-			return false;
+	return now.tv_sec > until->tv_sec || (now.tv_sec == until->tv_sec && now.tv_nsec >= until->tv_nsec);
+}
+
+/* Whether a stick that is not kept is to be opened: another one came, or the one that failed had its time. */
+static bool is_due(struct stick *s)
+{
+	uint64_t arrivals = choose_arrivals(s->path, s->options.booted, s->mark.stick);
+
+	if (arrivals != s->arrivals) {
+		s->retry_s = 0;
+		return true;
 	}
-	return true;
+	return s->status.state == STICK_FAILED && s->retry_s && is_over(&s->retry_at);
+}
+
+/* Waits for something to do; true when that is to open the stick. Under the mutex, as all that follows. */
+static bool wait_for_work(struct stick *s)
+{
+	while (!s->leave && !s->adopt && !s->has_work) {
+		struct timespec until = after_ms(LOOK_MS);
+		if (s->status.state == STICK_KEPT || s->status.offers)
+			pthread_cond_wait(&s->wake, &s->mutex);
+		else if (pthread_cond_timedwait(&s->wake, &s->mutex, &until) == ETIMEDOUT && is_due(s))
+			return true;
+	}
+	return s->adopt && !s->leave;
+}
+
+/*
+ * A slow stick is worth waiting for: a host that starts without it makes a state of its own. Of several the first to
+ * come is not the right one for that.
+ */
+static void wait_for_first(struct stick *s)
+{
+	struct timespec until = after_ms(s->options.live ? 0 : s->options.wait_s * 1000), settled = after_ms(SETTLE_MS);
+	uint64_t before = 0;
+
+	while (!s->leave && !is_over(&until)) {
+		struct timespec next = after_ms(LOOK_FIRST_MS);
+		uint64_t arrivals = choose_arrivals(s->path, s->options.booted, s->mark.stick);
+		if (arrivals && !choose_is_folder(s->path))
+			return;
+		if (arrivals != before)
+			settled = after_ms(SETTLE_MS);
+		before = arrivals;
+		if (arrivals && is_over(&settled))
+			return;
+		pthread_cond_timedwait(&s->wake, &s->mutex, &next);
+	}
 }
 
 static void *run(void *arg)
 {
 	struct stick *s = arg;
-	unsigned retry = RETRY_FIRST_S;
 
-	try_open(s, false);
+	pthread_mutex_lock(&s->mutex);
+	wait_for_first(s);
+	pthread_mutex_unlock(&s->mutex);
+	try_open(s, false, "");
 	pthread_mutex_lock(&s->mutex);
 	for (;;) {
-		bool awake = wait_for_work(s, &retry);
+		bool due = wait_for_work(s);
 		if (s->has_work && s->status.state == STICK_KEPT) {
 			struct work w = s->work;
 			s->work = (struct work){};
@@ -292,15 +421,15 @@ static void *run(void *arg)
 		s->has_work = false;
 		if (s->leave)
 			break;
-		bool adopt = s->adopt;
-		s->adopt = false;
-		if (awake && !adopt)
+		if (!due)
 			continue;
+		char adopted[CHOOSE_PATH_MAX];
+		bool adopt = s->adopt;
+		strcpy(adopted, adopt ? s->adopted : "");
+		s->adopt = false;
 		pthread_mutex_unlock(&s->mutex);
-		try_open(s, adopt);
+		try_open(s, adopt, adopted);
 		pthread_mutex_lock(&s->mutex);
-		retry = s->status.state == STICK_KEPT || s->status.state == STICK_ABSENT ? RETRY_FIRST_S
-											 : MIN(2 * retry, RETRY_LAST_S);
 	}
 	s->left = true;
 	pthread_cond_broadcast(&s->opened);
@@ -365,7 +494,7 @@ void stick_free(struct stick *s)
 	}
 	pthread_join(s->thread, NULL);
 	detach(s);
-	contents_free(&s->contents);
+	stick_contents_free(&s->contents);
 	work_free(&s->work);
 	free(s);
 }
@@ -384,8 +513,12 @@ void stick_contents(struct stick *s, unsigned seconds, struct stick_contents *co
 		;
 	/* Too late for the host to start from it: what comes to light on it later is another's. */
 	s->first_done = true;
-	*contents = s->contents;
-	s->contents = (struct stick_contents){};
+	*contents = (struct stick_contents){};
+	/* What is offered is not handed over before it is taken. */
+	if (!s->status.offers) {
+		*contents = s->contents;
+		s->contents = (struct stick_contents){};
+	}
 	pthread_mutex_unlock(&s->mutex);
 }
 
@@ -406,10 +539,13 @@ void stick_mark(struct stick *s, struct stick_mark *mark)
 void stick_refuse(struct stick *s, const char *why)
 {
 	pthread_mutex_lock(&s->mutex);
-	if (s->status.state == STICK_KEPT)
+	if (s->status.state == STICK_KEPT || s->status.offers)
 		set_state(s, STICK_REFUSED, why);
+	s->status.offers = false;
+	stick_contents_free(&s->contents);
 	/* Nor is it the host's own later. */
 	memset(s->mark.stick, 0, 16);
+	pthread_cond_signal(&s->wake);
 	pthread_mutex_unlock(&s->mutex);
 }
 
@@ -469,21 +605,60 @@ struct error *stick_snapshot(struct stick *s, const struct buffer *database, con
 	return NULL;
 }
 
+const struct stick_contents *stick_offer(struct stick *s)
+{
+	pthread_mutex_lock(&s->mutex);
+	/* While it is offered the thread waits for a word. */
+	bool offers = s->status.offers;
+	pthread_mutex_unlock(&s->mutex);
+	return offers ? &s->contents : NULL;
+}
+
+void stick_take(struct stick *s, struct stick_contents *contents)
+{
+	pthread_mutex_lock(&s->mutex);
+	*contents = s->contents;
+	s->contents = (struct stick_contents){};
+	if (s->status.offers) {
+		s->status.wants_snapshot = contents->info.state == JOURNAL_EMPTY;
+		if (!s->status.wants_snapshot)
+			remember(s, &contents->info);
+		set_state(s, STICK_KEPT, "");
+		s->status.offers = false;
+	}
+	pthread_mutex_unlock(&s->mutex);
+}
+
 void stick_look(struct stick *s)
 {
 	pthread_mutex_lock(&s->mutex);
-	/* The name is udev's: to look at it is not to touch the device. */
-	if (s->status.state == STICK_KEPT && access(s->path, F_OK) < 0 && errno == ENOENT) {
+	bool open = s->status.state == STICK_KEPT || s->status.offers;
+	/* The name is udev's: to look at it is not to touch the device. Another device behind it is another stick. */
+	if (open && choose_arrival(s->status.device) != s->arrival) {
 		set_state(s, STICK_ABSENT, "it was pulled");
+		s->status.offers = false;
+		stick_contents_free(&s->contents);
+		/* Whatever is there now is to be looked at. */
+		s->arrivals = 0;
 		pthread_cond_signal(&s->wake);
 	}
 	pthread_mutex_unlock(&s->mutex);
 }
 
-void stick_adopt(struct stick *s)
+void stick_adopt(struct stick *s, const char *device)
 {
 	pthread_mutex_lock(&s->mutex);
 	s->adopt = s->status.state != STICK_KEPT;
+	snprintf(s->adopted, sizeof(s->adopted), "%s", device ? device : "");
+	s->status.offers = false;
 	pthread_cond_signal(&s->wake);
 	pthread_mutex_unlock(&s->mutex);
+}
+
+bool stick_has_path(const struct stick *s, const char *path)
+{
+	size_t len = strlen(s->path);
+
+	return strncmp(path, s->path, len) == 0 &&
+	       (path[len] == '\0' || (path[len] == '/' && !strchr(path + len + 1, '/')));
 }
