@@ -1,17 +1,17 @@
 /*
  * glint-carried NAME: starts a guest that the stick carries (docs/stick.md). systemd runs it as the VM's user, in a
- *unit of its own for each guest; it becomes glint-vmm, in the same process.
+ * unit of its own for each guest; it becomes glint-vmm, in the same process.
  *
  *	/dev/glint/guest/NAME   its partition: a VHDX image, and at the end the definition
  *
  * A guest whose writes go to the stick gets the image itself. Any other gets a differencing child of it, a file without
  * a name in /tmp, which is memory, of which it has at most half: what is written is gone with the machine, and the
- *stick is only read.
+ * stick is only read.
  *
  * Partition and definition are hostile: whoever had the stick in his hands may have written them. Guests of another
  * stick than the host's own, which somebody plugs in later, are not started.
  *
- * It may touch: the partition, /tmp, /sys/dev/block, and what it hands over.
+ * It may touch: the partition, /tmp, /sys/dev/block, the keeper's health file, and what it hands over.
  */
 #include "base/cleanup.h"
 #include "base/log.h"
@@ -21,6 +21,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <jansson.h>
 #include <limits.h>
 #include <linux/fs.h>
 #include <stdio.h>
@@ -33,6 +34,9 @@
 
 #define FIRMWARE "/usr/share/OVMF/OVMF_CODE_4M.fd"
 #define MONITOR  "/usr/bin/glint-vmm"
+#define HEALTH   "/run/glint/health.json" /* docs/state-on-flash.md */
+
+#define PATIENCE_S 30
 
 /* The disk that the partition @path is on, as /sys knows it. */
 static struct error *disk_of(const char *path, char disk[PATH_MAX])
@@ -46,12 +50,37 @@ static struct error *disk_of(const char *path, char disk[PATH_MAX])
 	return realpath(sys, disk) ? NULL : error_new(errno, "find the disk of %s", path);
 }
 
-/* Whether the partition is on the stick that the host's state is on. */
+/* The device of the stick that the keeper has the host's state on; "" while there is none. */
+static void host_stick(char device[PATH_MAX])
+{
+	json_t *health = json_load_file(HEALTH, 0, NULL), *stick;
+	size_t i;
+
+	device[0] = '\0';
+	json_array_foreach(json_object_get(health, "sticks"), i, stick)
+	{
+		const char *state = json_string_value(json_object_get(stick, "state"));
+		const char *name = json_string_value(json_object_get(stick, "device"));
+		if (state && name && strcmp(state, "kept") == 0)
+			snprintf(device, PATH_MAX, "%s", name);
+	}
+	json_decref(health);
+}
+
+/* Whether the partition is on the stick that the host's state is on. At its first boot that is not yet so. */
 static struct error *check_stick(const char *path)
 {
-	char ours[PATH_MAX], its[PATH_MAX];
+	char device[PATH_MAX], ours[PATH_MAX], its[PATH_MAX];
 
-	TRY(disk_of("/dev/glint/state", ours));
+	host_stick(device);
+	for (unsigned waited = 0; !device[0] && waited < PATIENCE_S; waited++) {
+		sleep(1);
+		host_stick(device);
+	}
+	if (!device[0])
+		return error_hint(error_new(ENODEV, "find the host's own stick: its state is on none"), "%s says why",
+				  HEALTH);
+	TRY(disk_of(device, ours));
 	TRY(disk_of(path, its));
 	return strcmp(ours, its) == 0 ? NULL : error_new(EPERM, "%s is not on the host's own stick", path);
 }

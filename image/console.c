@@ -16,15 +16,19 @@
  * serial port that is not there answers EIO) is left out from then on. Input the command does not take is dropped.
  * Nothing grows.
  *
- * It may touch: the descriptors it is given and /proc/meminfo; it runs as the VM's user.
+ * A line of its own says how the host's state is kept, and again whenever that changes (the keeper's health.json).
+ *
+ * It may touch: the descriptors it is given, /proc/meminfo and the health file; it runs as the VM's user.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <jansson.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -37,6 +41,8 @@
 #define MAX_TERMINALS 8
 #define BACKLOG_BYTES 262144 /* a guest's boot messages, twice over */
 #define DRAIN_MS      2000   /* how long the last words may take after the command has ended */
+#define HEALTH_FOLDER "/run/glint"
+#define HEALTH_FILE   HEALTH_FOLDER "/health.json" /* docs/state-on-flash.md */
 
 struct terminal {
 	int fd; /* -1: left out */
@@ -171,6 +177,45 @@ static void announce(void)
 	report(line, (size_t)length);
 }
 
+/* Where the host's state is kept, in words; empty when nobody says. */
+static void health_line(char *line, size_t size)
+{
+	json_t *health = json_load_file(HEALTH_FILE, 0, NULL);
+	const char *durability = json_string_value(json_object_get(health, "durability"));
+	const char *why = json_string_value(json_object_get(health, "why"));
+
+	line[0] = '\0';
+	if (durability && strcmp(durability, "stick") == 0)
+		snprintf(line, size, "glint: the host's state is kept on its stick\n");
+	else if (durability)
+		snprintf(line, size, "glint: the host's state is in memory only: %.200s\n", why ? why : "");
+	json_decref(health);
+	/* Words from a stick are no business of the terminal's. */
+	for (char *at = line; *at && *at != '\n'; at++)
+		if ((unsigned char)*at < 0x20 || *at == 0x7f)
+			*at = '?';
+}
+
+static void show_health(void)
+{
+	static char last[300];
+	char line[sizeof(last)];
+
+	health_line(line, sizeof(line));
+	if (line[0] && strcmp(line, last) != 0)
+		report(line, strlen(line));
+	memcpy(last, line, sizeof(last));
+}
+
+static void health_changed(int watch)
+{
+	char events[4096];
+
+	while (read(watch, events, sizeof(events)) > 0)
+		;
+	show_health();
+}
+
 /* Runs the command; returns its process id and leaves our ends of its console and of its standard error. */
 static pid_t start(char **command, int *console, int *errors)
 {
@@ -226,9 +271,9 @@ static void typed(struct terminal *t, int console)
 }
 
 /* Passes bytes until both of the command's outputs have ended; a signal is handed on to it. */
-static void serve(pid_t child, int console, int errors, int signals)
+static void serve(pid_t child, int console, int errors, int signals, int health)
 {
-	struct pollfd set[MAX_TERMINALS + 3];
+	struct pollfd set[MAX_TERMINALS + 4];
 
 	while (console >= 0 || errors >= 0) {
 		struct signalfd_siginfo got;
@@ -236,10 +281,11 @@ static void serve(pid_t child, int console, int errors, int signals)
 		set[0] = (struct pollfd){.fd = console, .events = POLLIN};
 		set[1] = (struct pollfd){.fd = errors, .events = POLLIN};
 		set[2] = (struct pollfd){.fd = signals, .events = POLLIN};
+		set[3] = (struct pollfd){.fd = health, .events = POLLIN};
 		for (int i = 0; i < n_terminals; i++)
-			set[3 + i] = (struct pollfd){.fd = terminals[i].fd,
+			set[4 + i] = (struct pollfd){.fd = terminals[i].fd,
 						     .events = POLLIN | (terminals[i].waiting ? POLLOUT : 0)};
-		if (poll(set, (nfds_t)n_terminals + 3, -1) < 0)
+		if (poll(set, (nfds_t)n_terminals + 4, -1) < 0)
 			continue;
 		if (set[2].revents && read(signals, &got, sizeof(got)) == sizeof(got))
 			kill(child, (int)got.ssi_signo);
@@ -247,10 +293,12 @@ static void serve(pid_t child, int console, int errors, int signals)
 			console = -1;
 		if (set[1].revents && !pass(errors, report))
 			errors = -1;
+		if (set[3].revents)
+			health_changed(health);
 		for (int i = 0; i < n_terminals; i++) {
-			if (set[3 + i].revents & POLLOUT)
+			if (set[4 + i].revents & POLLOUT)
 				flush(&terminals[i]);
-			if (set[3 + i].revents & ~POLLOUT)
+			if (set[4 + i].revents & ~POLLOUT)
 				typed(&terminals[i], console);
 		}
 	}
@@ -260,7 +308,7 @@ int main(int argc, char **argv)
 {
 	static const char ended[] = "glint: the guest has ended; the host runs on (Ctrl-Alt-Del restarts it)\n";
 	const char *count = getenv("LISTEN_FDS");
-	int console, errors, signals, status;
+	int console, errors, signals, health, status;
 	sigset_t handled;
 	pid_t child;
 
@@ -281,12 +329,15 @@ int main(int argc, char **argv)
 	signals = signalfd(-1, &handled, SFD_CLOEXEC);
 
 	announce();
+	health = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+	inotify_add_watch(health, HEALTH_FOLDER, IN_MOVED_TO | IN_DELETE);
+	show_health();
 	child = start(argv + 1, &console, &errors);
 	if (child < 0) {
 		fprintf(stderr, "glint-console: cannot start %s: %s\n", argv[1], strerror(errno));
 		return 1;
 	}
-	serve(child, console, errors, signals);
+	serve(child, console, errors, signals, health);
 	if (waitpid(child, &status, 0) < 0)
 		return 1;
 	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)

@@ -143,6 +143,9 @@ struct error *choose_stick(const char *path, const char *booted, const uint8_t i
 	struct candidates c;
 	char names[128];
 
+	/* udev takes the folder away with the last stick. */
+	if (access(path, F_OK) < 0)
+		return error_new(ENOENT, "find a stick at %s", path);
 	if (!choose_is_folder(path)) {
 		snprintf(device, CHOOSE_PATH_MAX, "%s", path);
 		return NULL;

@@ -99,10 +99,11 @@ static void test_one_partition(void **state)
 {
 	char device[CHOOSE_PATH_MAX];
 
+	expect_error(choose_stick(in_folder("nothing"), NULL, nobody, device), ENOENT, "find a stick at");
+	assert_int_equal(choose_arrivals(in_folder("nothing"), NULL, nobody), 0);
+	put("nothing", "", 0);
 	assert_null(choose_stick(in_folder("nothing"), NULL, nobody, device));
 	assert_string_equal(device, in_folder("nothing"));
-	assert_int_equal(choose_arrivals(device, NULL, nobody), 0);
-	put("nothing", "", 0);
 	uint64_t empty = choose_arrivals(device, NULL, nobody);
 	put("nothing", "x", 1);
 	assert_true(empty && choose_arrivals(device, NULL, nobody) != empty);

@@ -82,7 +82,7 @@ def test_state_survives_a_power_cut(stick: Stick, tmp_path: Path) -> None:
     assert not stick.state().strip(b"\0"), "a new stick holds no state"
     with stick.boot(BOARDS[0]) as machine:
         host = boot_to_state(machine)
-        machine.wait_for(rb"/dev/glint/state: holds the host's state", 60)
+        machine.wait_for(rb"/dev/glint/state/sd.: holds the host's state", 60)
         stick.pull(machine)
     found, row = stick.inspect()
     assert found["state"] == "whole" and found["host"] == host == row["_uuid"][1]
@@ -99,7 +99,7 @@ def test_state_survives_a_power_cut(stick: Stick, tmp_path: Path) -> None:
     with stick.boot(BOARDS[1]) as machine:
         machine.wait_for(rb"restored from /dev/glint/state", BOOT_SECONDS)
         assert boot_to_state(machine) == host
-        machine.wait_for(rb"/dev/glint/state: holds the host's state", 60)
+        machine.wait_for(rb"/dev/glint/state/sd.: holds the host's state", 60)
         stick.pull(machine)
     found, row = stick.inspect()
     assert found["state"] == "whole" and found["generation"] == 2
