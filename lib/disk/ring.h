@@ -12,7 +12,7 @@ struct disk_ring;
 
 /* The calling thread is the one that serves it. */
 [[nodiscard]] struct error *disk_ring_new(struct disk_ring **out);
-/* Nothing may be under way. NULL is allowed. */
+/* Nothing may be under way; the same thread. NULL is allowed. */
 void disk_ring_free(struct disk_ring *ring);
 
 struct disk_io *disk_ring_io(struct disk_ring *ring);

@@ -266,8 +266,9 @@ struct reader {
 	struct disk *disk;
 	int model;
 	unsigned seed, count;
+	pthread_barrier_t *end;
 	struct error *err;
-	struct disk_ring *ring;
+	struct disk_ring *ring; /* its thread's */
 	struct disk_queue queue;
 	unsigned files[DISK_CHAIN_MAX];
 	unsigned busy;
@@ -315,12 +316,12 @@ static void start_read(struct reader *reader, struct random_read *read, const st
 	disk_submit(&reader->queue, &read->r);
 }
 
-static void *run_reader(void *arg)
+static void read_many(struct reader *reader)
 {
-	struct reader *reader = arg;
 	struct random_read reads[DEPTH] = {0};
 	struct disk_info info;
 
+	reader->queue = (struct disk_queue){reader->disk, disk_ring_io(reader->ring), reader->files};
 	disk_info(reader->disk, 0, &info);
 	for (unsigned i = 0; i < DEPTH; i++) {
 		reads[i].reader = reader;
@@ -335,12 +336,25 @@ static void *run_reader(void *arg)
 		disk_ring_serve(reader->ring);
 	for (unsigned i = 0; i < DEPTH; i++)
 		free(reads[i].data);
+}
+
+static void *run_reader(void *arg)
+{
+	struct reader *reader = arg;
+
+	reader->err = disk_ring_new(&reader->ring);
+	if (!reader->err)
+		read_many(reader);
+	/* Another's thread may post to this ring as long as it reads. */
+	pthread_barrier_wait(reader->end);
+	disk_ring_free(reader->ring);
 	return NULL;
 }
 
 static struct error *read_random(char **arg, int count)
 {
 	struct reader readers[2] = {0};
+	pthread_barrier_t end;
 	struct disk *disk;
 	struct error *err = NULL;
 	cleanup_fd int model = open(arg[1], O_RDONLY | O_CLOEXEC);
@@ -349,26 +363,25 @@ static struct error *read_random(char **arg, int count)
 		return error_new(errno, "open %s", arg[1]);
 	TRY(open_disk(&disk, arg[0], true));
 	TRY(disk_activate(disk));
+	pthread_barrier_init(&end, NULL, ARRAY_SIZE(readers));
 	for (unsigned i = 0; i < ARRAY_SIZE(readers); i++) {
 		struct reader *r = &readers[i];
 		r->disk = disk;
 		r->model = model;
 		r->seed = (unsigned)atoi(arg[2]) + i;
 		r->count = (unsigned)atoi(arg[3]);
-		TRY(disk_ring_new(&r->ring));
+		r->end = &end;
 		for (unsigned level = 0; level < disk_depth(disk); level++)
 			r->files[level] = (unsigned)disk_fd(disk, level);
-		r->queue = (struct disk_queue){disk, disk_ring_io(r->ring), r->files};
 	}
 	for (unsigned i = 0; i < ARRAY_SIZE(readers); i++)
 		if (pthread_create(&readers[i].thread, NULL, run_reader, &readers[i]) != 0)
 			return error_new(errno, "start a thread");
 	for (unsigned i = 0; i < ARRAY_SIZE(readers); i++)
 		pthread_join(readers[i].thread, NULL);
-	for (unsigned i = 0; i < ARRAY_SIZE(readers); i++) {
+	for (unsigned i = 0; i < ARRAY_SIZE(readers); i++)
 		err = error_first(err, readers[i].err);
-		disk_ring_free(readers[i].ring);
-	}
+	pthread_barrier_destroy(&end);
 	TRY(err);
 	TRY(disk_deactivate(disk));
 	disk_close(disk);
