@@ -121,6 +121,10 @@ def test_manifest(stick: Path, host_root: Path) -> None:
     found = {str(p.relative_to(host_root)): p for p in host_root.rglob("*") if p.is_file() and not p.is_symlink()}
     assert set(found) - set(rows) == {"usr/lib/glint/manifest.json"} and set(rows) <= set(found)
     assert all(row["sha256"] == sha256(found[path]) and row["bytes"] == found[path].stat().st_size for path, row in rows.items())
+    # What is ours does not know where it was built.
+    ours = [found[path] for path, row in rows.items() if row["package"] == "glint" and found[path].read_bytes()[:4] == b"\x7fELF"]
+    assert len(ours) >= 4 and all(str(CLONE).encode() not in program.read_bytes() for program in ours)
+    assert not any("Build ID" in output_of("readelf", "-n", program) for program in ours)
     packages = {row["name"]: row for key in ("packages", "linked", "parts") for row in manifest[key]}
     assert {row["package"] for row in rows.values()} <= set(packages) | {"glint"}
     assert all(row["version"] and row["source"] and row["source-version"] for row in packages.values())
