@@ -7,8 +7,8 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "stick/loader.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -19,26 +19,7 @@
 #include <time.h>
 
 #define LOADER_PARTITION "/sys/firmware/efi/efivars/LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-#define UUID_CHARACTERS  36
 #define MOUNT_POINT      "/run/glint-esp"
-
-/* The partition's UUID: four bytes of attributes, then UTF-16. False: the host was not started from a stick. */
-static bool boot_partition(char uuid[UUID_CHARACTERS + 1])
-{
-	uint8_t variable[4 + 2 * UUID_CHARACTERS];
-	cleanup_fd int fd = open(LOADER_PARTITION, O_RDONLY | O_CLOEXEC);
-
-	if (fd < 0 || read(fd, variable, sizeof(variable)) != (ssize_t)sizeof(variable))
-		return false;
-	for (unsigned i = 0; i < UUID_CHARACTERS; i++) {
-		int c = tolower(variable[4 + 2 * i]);
-		if (variable[5 + 2 * i] || !(isxdigit(c) || c == '-'))
-			return false;
-		uuid[i] = (char)c;
-	}
-	uuid[UUID_CHARACTERS] = '\0';
-	return true;
-}
 
 /* udev makes the link when it has looked at the stick. */
 static bool wait_for(const char *path, unsigned wait_s)
@@ -75,10 +56,10 @@ static struct error *copy(const char *path, int folder, bool *found)
 
 struct error *esp_fetch(int folder, unsigned wait_s, bool *found)
 {
-	char uuid[UUID_CHARACTERS + 1], device[80];
+	char uuid[LOADER_UUID + 1], device[80];
 
 	*found = false;
-	if (!boot_partition(uuid)) {
+	if (!loader_partition(LOADER_PARTITION, uuid)) {
 		log_info("this host was not started from a stick: there is no host.toml");
 		return NULL;
 	}

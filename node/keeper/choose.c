@@ -6,8 +6,8 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "node/keeper/journal.h"
+#include "stick/loader.h"
 
-#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -172,19 +172,10 @@ struct error *choose_stick(const char *path, const char *booted, const uint8_t i
 
 void choose_booted(const char *variable, const char *folder, char booted[CHOOSE_PATH_MAX])
 {
-	/* Four bytes of attributes, then UCS-2. */
-	uint8_t data[4 + 2 * 40];
-	char uuid[40] = "";
-	cleanup_fd int fd = open(variable, O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? -1 : read(fd, data, sizeof(data));
+	char uuid[LOADER_UUID + 1];
 
 	booted[0] = '\0';
-	for (ssize_t i = 4, at = 0; i + 1 < n && at < 36 && data[i]; i += 2) {
-		if (data[i + 1] || !(isxdigit(data[i]) || data[i] == '-'))
-			break;
-		uuid[at++] = (char)tolower(data[i]);
-	}
-	if (strlen(uuid) != 36) {
+	if (!loader_partition(variable, uuid)) {
 		log_info("what the host was booted from is not known (%s)", variable);
 		return;
 	}

@@ -294,8 +294,8 @@ def test_a_stick_that_comes_too_late(host: Host, rack: Rack) -> None:
     assert "new" in names_on(stick) and "there" not in names_on(stick)
 
 
-def test_swapped_at_once(host: Host, rack: Rack) -> None:
-    """Another stick has the name before anybody looked: it is seen by its node, and not written to."""
+def own_and_another(host: Host, rack: Rack) -> tuple[Path, Path]:
+    """The stick of the host that runs, plugged in as sda, and one that is another host's."""
     own, other = rack.blank("own"), rack.blank("other")
     rack.plug("sda", other)
     host.start()
@@ -305,6 +305,12 @@ def test_swapped_at_once(host: Host, rack: Rack) -> None:
     rack.plug("sda", own)
     host.start()
     keep(host, "own")
+    return own, other
+
+
+def test_swapped_at_once(host: Host, rack: Rack) -> None:
+    """Another stick has the name before anybody looked: it is seen by its node, and not written to."""
+    own, other = own_and_another(host, rack)
     before = other.read_bytes()
     (rack.state / "new").symlink_to(other)
     (rack.state / "new").rename(rack.state / "sda")
@@ -323,15 +329,7 @@ def read_by(host: Host) -> int:
 
 
 def test_a_refused_stick_is_looked_at_once(host: Host, rack: Rack) -> None:
-    own, other = rack.blank("own"), rack.blank("other")
-    rack.plug("sda", other)
-    host.start()
-    keep(host, "another host's")
-    host.cut_power()
-    rack.pull("sda")
-    rack.plug("sda", own)
-    host.start()
-    keep(host, "own")
+    own, other = own_and_another(host, rack)
     rack.pull("sda")
     wait_for(host, "absent")
     before = read_by(host)
