@@ -35,6 +35,6 @@ extern const struct command disk_create_command, disk_info_command, disk_map_com
 	disk_resize_command, disk_snapshot_command, disk_merge_command, disk_compact_command, disk_check_command;
 
 /* cli/image_*.c */
-extern const struct command image_create_command, image_inspect_command, image_edit_command;
+extern const struct command image_create_command, image_inspect_command, image_edit_command, image_update_command;
 
 #endif

@@ -6,7 +6,7 @@
 #include <stdio.h>
 
 const struct command *const commands[] = {
-	&disk_create_command,
+	&disk_create_command, /* one a line */
 	&disk_info_command,
 	&disk_map_command,
 	&disk_convert_command,
@@ -18,7 +18,8 @@ const struct command *const commands[] = {
 	&image_create_command,
 	&image_inspect_command,
 	&image_edit_command,
-	NULL, /* one a line */
+	&image_update_command,
+	NULL, /* the end */
 };
 
 void cli_words(const struct command *command, char *buf, size_t len)

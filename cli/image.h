@@ -11,12 +11,12 @@
 #include "stick/fat.h"
 #include "stick/gpt.h"
 #include "stick/guest.h"
+#include "stick/slots.h"
 
 #define IMAGE_GUESTS_MAX 64u
 #define STATE_BYTES      ((uint64_t)64 << 20)
 #define HOST_CONFIG_MAX  ((size_t)64 << 10) /* as HOSTCONFIG_TEXT_MAX */
 #define HOST_CONFIG_PATH "glint/host.toml"
-#define SLOTS_PATH       "EFI/Linux"
 
 /* --- image.c: media --- */
 
@@ -66,7 +66,7 @@ struct guest_args {
 	const char *name, *disk;
 	uint64_t memory;
 	unsigned cpus;
-	bool autostart;
+	bool autostart, console;
 	int persist;
 };
 extern const struct option_group guest_group;

@@ -36,11 +36,21 @@ struct create_args {
 	bool force, fixed, quiet;
 };
 
+/* The enrolment kit for Secure Boot: what lies beside the UKI by its name, and where it goes on the ESP. */
+static const struct key_file {
+	const char *suffix, *path;
+} key_files[] = {
+	{".PK.auth", "loader/keys/glint/PK.auth"},
+	{".KEK.auth", "loader/keys/glint/KEK.auth"},
+	{".db.auth", "loader/keys/glint/db.auth"},
+	{".maker.cer", "glint/maker.cer"},
+};
+
 /* All that goes on the stick. */
 struct create {
 	const struct create_args *args;
-	char *uki, *loader, *config;
-	size_t uki_len, loader_len, config_len;
+	char *uki, *loader, *config, *keys[ARRAY_SIZE(key_files)];
+	size_t uki_len, loader_len, config_len, keys_len[ARRAY_SIZE(key_files)];
 	char version[UKI_VERSION_MAX + 1];
 	time_t when;
 	uint64_t esp;
@@ -56,7 +66,9 @@ static const char loader_config[] =
 	"timeout 0\n"
 	"editor no\n"
 	"auto-entries no\n"
-	"auto-firmware no\n";
+	"auto-firmware no\n"
+	"# Keys for Secure Boot (loader/keys/glint) are enrolled by a person, in the menu, and never by themselves.\n"
+	"secure-boot-enroll manual\n";
 
 static const char no_config[] = "# Glint host configuration (docs/stick.md). Edit it on any computer.\n";
 
@@ -99,13 +111,37 @@ static time_t time_of(const char *uki)
 	return uki && stat(uki, &st) == 0 ? st.st_mtim.tv_sec : 0;
 }
 
+/* The file that lies beside the UKI NAME.efi as NAME@suffix; *data stays NULL where there is none. */
+static struct error *load_beside(const char *uki, const char *suffix, char **data, size_t *len)
+{
+	size_t stem = strlen(uki);
+	char path[PATH_MAX];
+
+	if (stem > 4 && strcmp(uki + stem - 4, ".efi") == 0)
+		stem -= 4;
+	if (snprintf(path, sizeof(path), "%.*s%s", (int)stem, uki, suffix) >= (int)sizeof(path) ||
+	    access(path, F_OK) < 0)
+		return NULL;
+	return read_file(path, FILE_MAX, data, len);
+}
+
 static struct error *load_all(struct create *c)
 {
 	const struct create_args *a = c->args;
+	char path[PATH_MAX];
 
-	TRY(load(a->uki, "glint.efi", &c->uki, &c->uki_len));
-	TRY(uki_version(c->uki, c->uki_len, a->uki ? a->uki : "glint.efi", c->version));
-	TRY(load(a->loader, "systemd-bootx64.efi", &c->loader, &c->loader_len));
+	if (a->uki)
+		snprintf(path, sizeof(path), "%s", a->uki);
+	else
+		TRY(default_file("glint.efi", path));
+	TRY(read_file(path, FILE_MAX, &c->uki, &c->uki_len));
+	TRY(uki_version(c->uki, c->uki_len, path, c->version));
+	for (size_t i = 0; i < ARRAY_SIZE(key_files); i++)
+		TRY(load_beside(path, key_files[i].suffix, &c->keys[i], &c->keys_len[i]));
+	if (!a->loader)
+		TRY(load_beside(path, ".loader.efi", &c->loader, &c->loader_len));
+	if (!c->loader)
+		TRY(load(a->loader, "systemd-bootx64.efi", &c->loader, &c->loader_len));
 	if (c->loader_len < 2 || memcmp(c->loader, "MZ", 2) != 0)
 		return error_hint(error_new(0, "%s is not a program for UEFI", a->loader), "name systemd-bootx64.efi");
 	if (a->host_config)
@@ -155,7 +191,8 @@ static struct error *plan(struct create *c)
 
 static struct error *fill_esp(struct create *c, struct fat *fat)
 {
-	static const char *const folders[] = {"EFI", "EFI/BOOT", SLOTS_PATH, "loader", "glint"};
+	static const char *const folders[] = {"EFI", "EFI/BOOT", SLOTS_PATH, "loader", "glint"},
+				 *const key_folders[] = {"loader/keys", "loader/keys/glint"};
 	char slot[96];
 
 	for (size_t i = 0; i < ARRAY_SIZE(folders); i++)
@@ -166,6 +203,11 @@ static struct error *fill_esp(struct create *c, struct fat *fat)
 	snprintf(slot, sizeof(slot), SLOTS_PATH "/glint_%s+3-0.efi", c->version);
 	TRY(fat_put(fat, slot, c->uki, c->uki_len));
 	TRY(fat_put(fat, "loader/loader.conf", loader_config, strlen(loader_config)));
+	for (size_t i = 0; i < ARRAY_SIZE(key_folders) && c->keys[0]; i++)
+		TRY(fat_make_folder(fat, key_folders[i]));
+	for (size_t i = 0; i < ARRAY_SIZE(key_files) && c->keys[0]; i++)
+		if (c->keys[i])
+			TRY(fat_put(fat, key_files[i].path, c->keys[i], c->keys_len[i]));
 	return fat_put(fat, HOST_CONFIG_PATH, c->config, c->config_len);
 }
 
@@ -339,6 +381,8 @@ static struct error *run(void *args, int *status)
 	free(c->uki);
 	free(c->loader);
 	free(c->config);
+	for (size_t i = 0; i < ARRAY_SIZE(key_files); i++)
+		free(c->keys[i]);
 	free(c);
 	return err;
 }
@@ -349,7 +393,8 @@ static const struct option create_options[] = {
 	{"uki", OPTION_TEXT, offsetof(struct create_args, uki), .value = "FILE", .min = 1,
 	 .help = "the host: a UKI of Glint (default: glint.efi beside this program, or in /usr/share/glint)"},
 	{"loader", OPTION_TEXT, offsetof(struct create_args, loader), .value = "FILE", .min = 1,
-	 .help = "systemd-boot (default: systemd-bootx64.efi there, or where Debian has it)"},
+	 .help = "systemd-boot (default: the signed one beside the UKI NAME.efi, NAME.loader.efi; else "
+		 "systemd-bootx64.efi beside this program, or where Debian has it)"},
 	{"host-config", OPTION_TEXT, offsetof(struct create_args, host_config), .value = "FILE", .min = 1,
 	 .help = "becomes glint/host.toml on the stick"},
 	{"guest", OPTION_GROUP, offsetof(struct create_args, guests), .group = &guest_group,

@@ -49,10 +49,13 @@ static struct error *check(const char *what, const void *object, const void *ele
 		return error_hint(error_new(EINVAL, "%s names no guest", what), "write NAME=DISK first");
 	if (!is_aligned(g->memory, MIB))
 		return error_new(EINVAL, "%s: its memory is not whole MiB", what);
-	for (unsigned i = 0; i < index; i++)
+	for (unsigned i = 0; i < index; i++) {
 		if (strcspn(first[i].name, "=") == strcspn(g->name, "=") &&
 		    strncasecmp(first[i].name, g->name, strcspn(g->name, "=")) == 0)
 			return error_new(EEXIST, "%s: two guests of one name", what);
+		if (first[i].console && g->console)
+			return error_new(EEXIST, "%s: the host has one console, for one guest", what);
+	}
 	return NULL;
 }
 
@@ -66,6 +69,8 @@ static const struct option guest_fields[] = {
 	{"cpus", OPTION_NUMBER, offsetof(struct guest_args, cpus), .min = 1, .max = GUEST_CPUS_MAX,
 	 .help = "(default: 1)"},
 	{"autostart", OPTION_FLAG, offsetof(struct guest_args, autostart), .help = "the host starts it when it is up"},
+	{"console", OPTION_FLAG, offsetof(struct guest_args, console),
+	 .help = "its serial port is at the host's screen and serial port"},
 	{"persist", OPTION_CHOICE, offsetof(struct guest_args, persist), .choices = persist_choices,
 	 .help = "where what it writes goes: to memory, and is gone with the host, or to the stick (default: memory)"},
 	{NULL},
@@ -122,6 +127,7 @@ struct error *guest_prepare(struct ready_guest *g, const struct guest_args *args
 	*g = (struct ready_guest){.guest = {.memory = args->memory,
 					    .cpus = args->cpus,
 					    .autostart = args->autostart,
+					    .console = args->console,
 					    .persist = args->persist == ON_STICK}};
 	snprintf(g->guest.name, sizeof(g->guest.name), "%.*s", (int)strcspn(args->name, "="), args->name);
 	TRY(check_disk(g->guest.name, args->disk));

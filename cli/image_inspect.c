@@ -64,29 +64,17 @@ static json_t *partitions(const struct gpt *gpt)
 
 /* --- the ESP --- */
 
-/* "glint_1.2+3-0.efi": the version, the tries that are left and those that failed (Boot Loader Specification). */
 static json_t *slot(const struct fat_entry *e)
 {
-	char version[FAT_NAME_MAX + 1];
-	unsigned left = 0, done = 0;
-	int version_end = 0, end = 0;
 	json_t *json = json_pack("{s:s, s:I}", "file", e->name, "size", (json_int_t)e->size);
+	struct slot slot = {};
 
-	if (sscanf(e->name, "glint_%255[^+]%n", version, &version_end) != 1)
+	if (!slot_parse(e->name, &slot))
 		return json;
-	const char *rest = e->name + version_end;
-	bool counted = *rest == '+';
-	if (!counted) {
-		size_t len = strlen(version);
-		if (len > 4 && strcasecmp(version + len - 4, ".efi") == 0)
-			version[len - 4] = '\0';
-	} else if (sscanf(rest, "+%9u%n-%9u%n", &left, &end, &done, &end) < 1 || strcasecmp(rest + end, ".efi") != 0) {
-		return json;
-	}
-	json_object_set_new(json, "version", json_string(version));
-	if (counted) {
-		json_object_set_new(json, "tries-left", json_integer(left));
-		json_object_set_new(json, "tries-done", json_integer(done));
+	json_object_set_new(json, "version", json_string(slot.version));
+	if (slot.trial) {
+		json_object_set_new(json, "tries-left", json_integer(slot.left));
+		json_object_set_new(json, "tries-done", json_integer(slot.done));
 	}
 	return json;
 }
@@ -218,10 +206,11 @@ static struct error *inspect_guest(struct inspect *s, const struct gpt_partition
 		return error_new(0, "guest %s: its partition is too small", p->name);
 	TRY(blocks_read(s->m, tail, GUEST_TAIL, p->start + p->len - GUEST_TAIL));
 	TRY(error_wrap(guest_read(&guest, tail, p->len, p->name), "guest"));
-	json_array_append_new(s->guests, json_pack("{s:s, s:I, s:i, s:b, s:s, s:I}", "name", guest.name, "memory",
-						   (json_int_t)guest.memory, "cpus", (int)guest.cpus, "autostart",
-						   (int)guest.autostart, "persist", guest.persist ? "stick" : "memory",
-						   "image", (json_int_t)guest.image));
+	json_array_append_new(s->guests,
+			      json_pack("{s:s, s:I, s:i, s:b, s:b, s:s, s:I}", "name", guest.name, "memory",
+					(json_int_t)guest.memory, "cpus", (int)guest.cpus, "autostart",
+					(int)guest.autostart, "console", (int)guest.console, "persist",
+					guest.persist ? "stick" : "memory", "image", (json_int_t)guest.image));
 	if (strcmp(guest.name, p->name) != 0)
 		return error_new(0, "guest %s: its partition is called %s", guest.name, p->name);
 	TRY(blocks_read(s->m, head, SECTOR, p->start));
@@ -259,14 +248,15 @@ static void show_guests(const json_t *guests)
 	char memory[32], image[32];
 
 	json_array_foreach(guests, i, g)
-		printf("guest:      %s, memory %s, CPUs %d, %s, its disk %s%s\n",
+		printf("guest:      %s, memory %s, CPUs %d, %s, its disk %s%s%s\n",
 		       json_string_value(json_object_get(g, "name")),
 		       bytes_text((uint64_t)json_integer_value(json_object_get(g, "memory")), memory),
 		       (int)json_integer_value(json_object_get(g, "cpus")),
 		       strcmp(json_string_value(json_object_get(g, "persist")), "stick") == 0 ? "writes to the stick"
 											      : "writes to memory",
 		       bytes_text((uint64_t)json_integer_value(json_object_get(g, "image")), image),
-		       json_is_true(json_object_get(g, "autostart")) ? ", started by the host" : "");
+		       json_is_true(json_object_get(g, "autostart")) ? ", started by the host" : "",
+		       json_is_true(json_object_get(g, "console")) ? ", on the host's console" : "");
 }
 
 static void show(const struct inspect *s)

@@ -5,7 +5,9 @@ How: class StickMachine starts QEMU with a QMP socket and the guest's first seri
 output, stamps what arrives with the seconds since power-on, and waits for patterns in it. By KVM where this machine
 can run a stock kernel on it, else emulated (TCG, which offers nested SVM, so that the host inside has a /dev/kvm).
 The stick's image file is never written: QEMU keeps what the machine writes in an overlay in the machine's folder; a
-machine with the same folder goes on with it. An image of another form than raw is a disk (SATA), not a stick.
+machine with the same folder goes on with it. An image of another form than raw is a disk (SATA), not a stick; without
+an image there is none. QEMU is started by the command `inside`, if there is one (a network namespace's). A
+restart ends the machine, unless it is said to be one that restarts.
 
 Run as a program (./run does) it takes a stick to the shell of the guest it carries, says what took how long, and,
 on a terminal, hands the console over.
@@ -38,8 +40,9 @@ STEPS = [
     (rb"EFI stub: [^\r\n]*\r", "systemd-boot has loaded the UKI"),
     (rb"\[ *\d+\.\d+\] Linux version [^\r\n]*\r", "host kernel runs (its log so far appears)"),
     (rb"glint-init: root of [^\r\n]*\r", "root in memory, systemd starts"),
-    (rb"glint: host up [^\r\n]*\r", "systemd has the host up, starts the guest"),
-    (rb"Guest [^\r\n]*\r", "guest kernel booted, its init runs"),
+    (rb"glint: host up [^\r\n]*\r", "systemd has the host up"),
+    (rb"guest demo starts: [^\r\n]*\r?\n", "the guest's monitor starts"),
+    (rb"Guest [^\r\n]*\r", "guest: firmware, boot loader and kernel done, its init runs"),
     (rb"guest# ", "guest shell"),
 ]
 
@@ -57,44 +60,51 @@ def kvm_usable() -> bool:
 class StickMachine:
     """One virtual machine with a stick in it. Use as a context manager; leaving it ends the process."""
 
-    def __init__(self, stick: Path, memory_mib: int = 2048, cpus: int = 2, folder: Path | None = None, extra: list[str] = [],
-                 form: str = "raw"):
+    def __init__(self, stick: Path | None, memory_mib: int = 2048, cpus: int = 2, folder: Path | None = None, extra: list[str] = [],
+                 form: str = "raw", inside: list[str] = [],
+                 reboots: bool = False, secure: bool = False):
         self.kvm = kvm_usable()
         self.output = bytearray()  # everything the console showed
         self.position = 0  # how far wait_for has looked
         self.commands = 0  # run by shell()
         self.folder = Path(folder or tempfile.mkdtemp(prefix="glint-machine."))
         self._remove = folder is None
-        shutil.copy(OVMF / "OVMF_VARS_4M.fd", self.folder / "vars.fd")
+        self.secure = secure  # firmware that knows Secure Boot, which needs system management mode
+        # Firmware variables: new ones, unless the machine restarts itself, and then they are those of its folder.
+        if not (reboots and (self.folder / "vars.fd").exists()):
+            shutil.copy(OVMF / "OVMF_VARS_4M.fd", self.folder / "vars.fd")
         overlay = self.folder / "stick.qcow2"
-        if not overlay.exists():
+        if stick and not overlay.exists():
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", form, "-b", stick.resolve(), overlay], check=True)
-        self.command = self._command(memory_mib, cpus, form) + extra
+        self.reboots = reboots
+        self.command = inside + self._preload() + self._command(memory_mib, cpus) + (self._stick(form) if stick else []) + extra
+        self.command += [] if reboots else ["-no-reboot"]
         self.started = time.monotonic()
-        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                        env=self._environment())
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         os.set_blocking(self.process.stdout.fileno(), False)
         self.qmp = Qmp(self.folder / "qmp", self.process)
 
-    def _command(self, memory_mib: int, cpus: int, form: str) -> list[str]:
+    def _stick(self, form: str) -> list[str]:
+        device = "usb-storage,id=stick,drive=stick,removable=on,bus=usb.0" if form == "raw" else "ide-hd,drive=stick"
+        # Told what to boot first, the firmware puts its entries into an order of its own at each start.
+        device += "" if self.reboots else ",bootindex=0"
+        return ["-blockdev", f"driver=qcow2,node-name=stick,file.driver=file,file.filename={self.folder}/stick.qcow2", "-device", device]
+
+    def _command(self, memory_mib: int, cpus: int) -> list[str]:
         cpu = ["-accel", "kvm", "-cpu", "host"] if self.kvm else ["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"]
-        device = "usb-storage,id=stick,drive=stick,removable=on,bootindex=0,bus=usb.0" if form == "raw" else "ide-hd,drive=stick,bootindex=0"
-        return ["qemu-system-x86_64", "-M", "q35", *cpu, "-m", str(memory_mib), "-smp", str(cpus), "-nodefaults", "-no-user-config",
-                "-drive", f"if=pflash,format=raw,readonly=on,file={OVMF}/OVMF_CODE_4M.fd",
+        firmware = OVMF / ("OVMF_CODE_4M.secboot.fd" if self.secure else "OVMF_CODE_4M.fd")
+        board = ["q35,smm=on", "-global", "driver=cfi.pflash01,property=secure,value=on"] if self.secure else ["q35"]
+        return ["qemu-system-x86_64", "-M", *board, *cpu, "-m", str(memory_mib), "-smp", str(cpus), "-nodefaults", "-no-user-config",
+                "-drive", f"if=pflash,format=raw,readonly=on,file={firmware}",
                 "-drive", f"if=pflash,format=raw,file={self.folder}/vars.fd",
                 "-device", "qemu-xhci,id=usb",
-                "-blockdev", f"driver=qcow2,node-name=stick,file.driver=file,file.filename={self.folder}/stick.qcow2",
-                "-device", device,
                 "-display", "none", "-vga", "std", "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
-                "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off", "-no-reboot"]
+                "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off"]
 
-    def _environment(self) -> dict[str, str]:
+    def _preload(self) -> list[str]:
         """Emulated, QEMU needs a check of its own stepped round for UEFI guests inside (see docs/testing.md)."""
-        environment = dict(os.environ)
         cr8 = Path(__file__).resolve().parent.parent / "build/release/tests/host/libcr8.so"
-        if not self.kvm and cr8.exists():
-            environment["LD_PRELOAD"] = str(cr8)
-        return environment
+        return ["env", f"LD_PRELOAD={cr8}"] if not self.kvm and cr8.exists() else []
 
     def __enter__(self) -> "StickMachine":
         return self
@@ -137,6 +147,15 @@ class StickMachine:
                 why = "after %.0f s" % timeout if left <= 0 else f"QEMU ended with status {self.process.returncode}"
                 raise BootError(f"'{pattern.decode()}' did not appear on the console ({why}); its end:\n{self.tail()}")
             self.read(min(left, 1))
+
+    def wait_for_all(self, patterns: list[bytes], timeout: float) -> None:
+        """The same for several, in whatever order they come: different programs say them."""
+        start, ends = self.position, []
+        for pattern in patterns:
+            self.position = start
+            self.wait_for(pattern, timeout)
+            ends.append(self.position)
+        self.position = max(ends)
 
     def tail(self, lines: int = 30) -> str:
         text = re.sub(rb"\x1b\[[0-9;?=]*[A-Za-z]", b"", bytes(self.output)).decode(errors="replace").replace("\r", "")
@@ -244,7 +263,7 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(tempfile.mkdtemp(prefix="run.", dir=given.stick.resolve().parent)) if given.keep else None
-    show = lambda seconds, what, line: print(f"[{seconds:6.2f} s] {what:42} {line[:110]}", flush=True)
+    show = lambda seconds, what, line: print(f"[{seconds:6.2f} s] {what:58} {line[:110]}", flush=True)
     with StickMachine(given.stick, given.memory, folder=folder) as machine:
         how = "KVM" if machine.kvm else "emulated (TCG: this machine's KVM cannot run a stock kernel)"
         show(0, "power on", f"{given.memory} MiB, 2 CPUs, {how}")

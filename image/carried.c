@@ -133,6 +133,7 @@ static struct error *hand_over(int fd)
 static struct error *start(const char *name)
 {
 	char disk[96], memory[32], cpus[16], control[64];
+	const char *serial;
 	cleanup_fd int image = -1, overlay = -1;
 	struct guest guest = {};
 
@@ -150,11 +151,12 @@ static struct error *start(const char *name)
 	TRY(hand_over(image));
 	snprintf(memory, sizeof(memory), "%llu", (unsigned long long)guest.memory);
 	snprintf(cpus, sizeof(cpus), "%u", guest.cpus);
-	snprintf(control, sizeof(control), "/run/glint-guest/%s", name);
+	snprintf(control, sizeof(control), "/run/glint-guest/%s.control", name);
+	serial = guest.console ? "socket=/run/glint-guest/console" : "stdio"; /* node/console */
 	log_info("guest %s starts: %llu MiB, %u CPUs, writes to %s", name, (unsigned long long)(guest.memory / MIB),
 		 guest.cpus, guest.persist ? "the stick" : "memory");
 	execl(MONITOR, MONITOR, "--name", name, "--memory", memory, "--cpus", cpus, "--firmware", FIRMWARE, "--disk",
-	      disk, "--rng", "--serial", "stdio", "--control", control, NULL);
+	      disk, "--rng", "--serial", serial, "--control", control, NULL);
 	return error_new(errno, "execute %s", MONITOR);
 }
 

@@ -1,5 +1,9 @@
 /*
- * The init of the initramfs: puts the host's root in place and becomes systemd.
+ * The init of the initramfs: starts the hardware's watchdog, puts the host's root in place and becomes systemd.
+ *
+ * The watchdog comes first: whatever hangs from here on, the hardware restarts the host, and boot counting comes to the
+ * other slot. It runs on after it was closed here, for WATCHDOG_S, until systemd opens it and takes over
+ * (RuntimeWatchdogSec=). A board without one gets the kernel's own, which at least sees that systemd has stopped.
  *
  * The initramfs holds this program, a few modules and /root.img, the compressed root. The image is mounted where it
  * lies (in the RAM of the initramfs), under an overlay whose upper layer is a bounded tmpfs; then the initramfs is
@@ -15,16 +19,18 @@
  * line, which is why it is there; its value names nothing. Without a loop device between, compressed pages are not
  * held a second time by that device's page cache.
  *
- * It may touch: its own initramfs, /dev/kmsg, the kernel's module loader. Any failure is fatal: it says why and the
- * kernel panics (the command line's panic= restarts the host, and boot counting takes the other slot).
+ * It may touch: its own initramfs, /dev/kmsg, /dev/watchdog0, the kernel's module loader. Any failure is fatal: it says
+ * why and the kernel panics (the command line's panic= restarts the host, and boot counting takes the other slot).
  */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/watchdog.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -34,6 +40,9 @@
 #define UPPER_SIZE "64m"
 #define IMAGE      "/root.img"
 #define SYSTEMD    "/usr/lib/systemd/systemd"
+
+#define WATCHDOG   "/dev/watchdog0"
+#define WATCHDOG_S 30
 
 /* finit_module(2): the kernel decompresses the module itself (linux/module.h). */
 #define MODULE_COMPRESSED 4
@@ -71,27 +80,61 @@ static void mount_at(const char *source, const char *dir, const char *type, unsi
 		fail("mount", dir);
 }
 
-/* Loads what lies in /modules, in the order of the file names (the build numbers them by their dependences). */
-static void load_modules(void)
+/*
+ * Loads what lies in @folder, in the order of the file names (the build numbers them by their dependences). @needed:
+ * the host does not work without; a driver of hardware that is not there need not load.
+ */
+static void load_modules(const char *folder, bool needed)
 {
 	struct dirent **list;
-	int n = scandir("/modules", &list, NULL, alphasort);
+	int n = scandir(folder, &list, NULL, alphasort);
 
 	if (n < 0)
-		fail("list", "/modules");
+		fail("list", folder);
 	for (int i = 0; i < n; i++) {
 		char path[300];
 		int fd;
 
 		if (list[i]->d_name[0] == '.')
 			continue;
-		snprintf(path, sizeof(path), "/modules/%s", list[i]->d_name);
+		snprintf(path, sizeof(path), "%s/%s", folder, list[i]->d_name);
 		fd = open(path, O_RDONLY | O_CLOEXEC);
-		if (fd < 0 || (syscall(SYS_finit_module, fd, "", MODULE_COMPRESSED) < 0 && errno != EEXIST))
+		if ((fd < 0 || (syscall(SYS_finit_module, fd, "", MODULE_COMPRESSED) < 0 && errno != EEXIST)) && needed)
 			fail("load the module", path);
-		close(fd);
+		if (fd >= 0)
+			close(fd);
 		unlink(path);
 	}
+	rmdir(folder);
+}
+
+/* Starts the watchdog, if there is one, and says which. */
+static bool start_watchdog(void)
+{
+	struct watchdog_info info = {};
+	int seconds = WATCHDOG_S, fd = open(WATCHDOG, O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return false;
+	ioctl(fd, WDIOC_SETTIMEOUT, &seconds);
+	ioctl(fd, WDIOC_GETSUPPORT, &info);
+	say(5, "%.32s watchdog: %d s", (const char *)info.identity, seconds);
+	/* Closed without the word that would stop it (the kernel's watchdog-api): it calls that critical. */
+	close(fd);
+	return true;
+}
+
+/* Some drivers find their hardware a moment after they were loaded: it is asked for twice. */
+static void load_all(void)
+{
+	load_modules("/watchdogs", false);
+	bool watched = start_watchdog();
+	load_modules("/modules", true);
+	if (watched || start_watchdog())
+		return;
+	load_modules("/softdog", false);
+	if (!start_watchdog())
+		say(4, "no watchdog: should this host hang, a person has to restart it");
 }
 
 /* The overlay at /sysroot. The layers are not reachable by name once it is the root. */
@@ -114,7 +157,6 @@ static void switch_root(void)
 		fail("move", "/dev");
 	unlink(IMAGE);
 	unlink("/init");
-	rmdir("/modules");
 	if (chdir("/sysroot") < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0)
 		fail("switch to", "/sysroot");
 }
@@ -128,7 +170,7 @@ int main(int argc, char **argv)
 	kmsg = open("/dev/kmsg", O_WRONLY | O_CLOEXEC);
 	if (stat(IMAGE, &image) < 0)
 		fail("find", IMAGE);
-	load_modules();
+	load_all();
 	mount_root();
 	switch_root();
 	clock_gettime(CLOCK_BOOTTIME, &up);

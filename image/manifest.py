@@ -2,8 +2,8 @@
 """Says what an image consists of: Debian's packages with versions, licences and sources, and every file with its hash.
 
 How: each file of the staged root is looked up in the package database of the Debian root that it was taken from; what
-no package has must be ours (built here, or from image/files) or made from what packages have. The kernels, the UKI's
-stub, the carried guest's busybox and the libraries linked into our programs come from the build root's packages.
+no package has must be ours (built here, or from image/files) or made from what packages have. The kernel, the UKI's
+stub and the libraries linked into our programs come from the build root's packages.
 Licences are those that a package's copyright file names (DEP 5); where it names none, the file is to be read.
 
 It may touch: the file it writes, and the manifest in the staged root.
@@ -21,7 +21,7 @@ from pathlib import Path
 # Made here from files of packages, by depmod(8).
 MADE = re.compile(r"usr/lib/modules/[^/]+/modules\.[a-z.]+")
 # From the build root: the stub of the UKI and the boot loader, what the built-in guest runs, firmware of guests.
-PARTS = ["systemd-boot-efi", "busybox-static", "ovmf"]
+PARTS = ["systemd-boot-efi", "ovmf"]
 INSIDE = "usr/lib/glint/manifest.json"
 LIBC = "/usr/lib/x86_64-linux-gnu/libc.a"
 
@@ -136,21 +136,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("root", "source", "build-root", "files", "ninja", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--kernel", type=Path, action="append", required=True, help="the host's, then the guests'")
+    parser.add_argument("--kernel", type=Path, required=True)
     parser.add_argument("--version", required=True)
     parser.add_argument("--ours", action="append", default=[], metavar="PATH=FILE", help="a built file and its place")
     parser.add_argument("--program", action="append", default=[], help="a built program, as ninja knows it")
     given = parser.parse_args()
 
     host, build = Packages(given.source), Packages(given.build_root)
-    kernels = [kernel_row(kernel) for kernel in given.kernel]
+    kernel = kernel_row(given.kernel)
     ours = {pair.partition("=")[0] for pair in given.ours} | {str(p.relative_to(given.files)) for p in given.files.rglob("*")}
-    files = read_files(given.root, host, build, kernels[0], ours)
-    used = sorted({row["package"] for row in files} - {"glint", kernels[0]["name"], *PARTS})
+    files = read_files(given.root, host, build, kernel, ours)
+    used = sorted({row["package"] for row in files} - {"glint", kernel["name"], *PARTS})
     manifest = {
         "name": "glint",
         "version": given.version,
-        "packages": [host.row(name) for name in used] + kernels,
+        "packages": [host.row(name) for name in used] + [kernel],
         "linked": [build.row(name) for name in linked(given.ninja, given.program, build)],
         "parts": [build.row(name) for name in PARTS],
     }

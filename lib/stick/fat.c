@@ -91,6 +91,11 @@ uint64_t fat_free(const struct fat *fat)
 	return (uint64_t)count_free(fat) * fat->cluster;
 }
 
+uint64_t fat_room(const struct fat *fat, uint64_t len)
+{
+	return (len + fat->cluster - 1) / fat->cluster * fat->cluster;
+}
+
 /* Takes @count clusters as one chain, its first in *first; 0 for none. */
 struct error *fat_allocate(struct fat *fat, uint32_t count, uint32_t *first)
 {

@@ -1,6 +1,6 @@
 /*
  * FAT32 in a part of a medium: what the ESP of a stick is (Microsoft FAT specification 1.03). Made new, read, and files
- * put into it; nothing is removed.
+ * put into it, renamed and removed.
  *
  * A file system that is read may be hostile. What cannot be meant is refused, no chain is followed further than a file
  * can be long.
@@ -39,6 +39,8 @@ void fat_close(struct fat *fat);
 
 /* Bytes of files that it still takes. */
 uint64_t fat_free(const struct fat *fat);
+/* Bytes that a file of @len bytes takes of that. */
+uint64_t fat_room(const struct fat *fat, uint64_t len);
 
 /* Hands each entry of the folder @path ("" is the topmost) to @each. ENOENT: there is no such folder. */
 [[nodiscard]] struct error *fat_list(struct fat *fat, const char *path,
@@ -54,5 +56,29 @@ uint64_t fat_free(const struct fat *fat);
  * clusters that nobody uses. Durable when it returns.
  */
 [[nodiscard]] struct error *fat_put(struct fat *fat, const char *path, const void *data, size_t len);
+
+/*
+ * The same in halves. fat_write() puts the contents into free clusters, durably, and nobody knows of them yet: a file
+ * system that is closed now is as it was. fat_compare() reads them back (EIO: they are others). fat_name() gives them
+ * their name. @data must live as long as the chain is used.
+ */
+struct fat_chain {
+	const uint8_t *data;
+	size_t len;
+	uint32_t first; /* the engine's */
+};
+[[nodiscard]] struct error *fat_write(struct fat *fat, const void *data, size_t len, struct fat_chain *chain);
+[[nodiscard]] struct error *fat_compare(struct fat *fat, const struct fat_chain *chain);
+[[nodiscard]] struct error *fat_name(struct fat *fat, const char *path, const struct fat_chain *chain);
+
+/*
+ * Gives the file @path the name @to in the same folder, which may need no more parts of 13 characters than the old one
+ * (ENAMETOOLONG). Names that lie in one sector change at once; of others a cut leaves the old name, the new one, or the
+ * file's short one ("GLINT_~1.EFI"): always one, and the contents are not touched. Durable when it returns.
+ */
+[[nodiscard]] struct error *fat_rename(struct fat *fat, const char *path, const char *to);
+
+/* Removes a file; not a folder. A cut leaves it whole or gone, and at most clusters that nobody uses. Durable. */
+[[nodiscard]] struct error *fat_remove(struct fat *fat, const char *path);
 
 #endif

@@ -194,6 +194,17 @@ static struct error *open_parent(struct fat *fat, const char *path, struct folde
 
 /* --- files --- */
 
+/* How many clusters of a chain, from @cluster on, lie together in at most @bytes, rounded up, and in one MiB. */
+static uint32_t run_at(const struct fat *fat, uint32_t cluster, size_t bytes)
+{
+	uint32_t run = 1;
+
+	while (run * (size_t)fat->cluster < MIN(bytes, (size_t)MIB) &&
+	       fat_get(fat, cluster + run - 1) == cluster + run && fat_is_cluster(fat, cluster + run))
+		run++;
+	return run;
+}
+
 struct error *fat_read(struct fat *fat, const char *path, size_t max, char **data, size_t *len)
 {
 	cleanup_folder struct folder f = {};
@@ -210,11 +221,13 @@ struct error *fat_read(struct fat *fat, const char *path, size_t max, char **dat
 	cleanup_free char *buf = malloc(room + 1);
 	if (!buf)
 		return fat_no_memory(fat);
-	for (size_t at = 0; at < room; at += fat->cluster) {
+	for (size_t at = 0, n; at < room; at += n) {
 		if (!fat_is_cluster(fat, e.cluster))
 			return fat_damaged(fat, "a file is shorter than it says");
-		TRY(blocks_read(fat->m, buf + at, fat->cluster, fat_place(fat, e.cluster)));
-		e.cluster = fat_get(fat, e.cluster);
+		uint32_t run = run_at(fat, e.cluster, room - at);
+		n = (size_t)run * fat->cluster;
+		TRY(blocks_read(fat->m, buf + at, n, fat_place(fat, e.cluster)));
+		e.cluster = fat_get(fat, e.cluster + run - 1);
 	}
 	buf[e.size] = '\0';
 	*len = e.size;
@@ -231,22 +244,17 @@ static struct error *write_chain(struct fat *fat, uint32_t first, const uint8_t 
 	if (!last)
 		return fat_no_memory(fat);
 	while (len > 0) {
-		uint32_t run = 1, end = cluster;
-		/* What lies together goes together. */
-		for (; run * (size_t)fat->cluster < MIN(len, (size_t)MIB) && fat_get(fat, end) == end + 1; end++)
-			run++;
+		/* What lies together goes together; a last cluster that is not full by itself. */
+		uint32_t run = run_at(fat, cluster, len);
 		size_t n = (size_t)run * fat->cluster;
-		if (n > len && run > 1) {
-			run--;
-			end--;
+		if (n > len && run > 1)
 			n -= fat->cluster;
-		}
 		if (n > len)
 			memcpy(last, data, len);
 		TRY(blocks_write(fat->m, n > len ? last : data, n, fat_place(fat, cluster)));
+		cluster = fat_get(fat, cluster + (uint32_t)(n / fat->cluster) - 1);
 		data += MIN(n, len);
 		len -= MIN(n, len);
-		cluster = fat_get(fat, end);
 	}
 	return NULL;
 }
@@ -317,52 +325,79 @@ static void fill_long(uint8_t *e, const char *name, unsigned part, unsigned part
 	}
 }
 
-/* Makes room for @count entries together: where. The folder may get a cluster more. */
-static struct error *find_slots(struct fat *fat, struct folder *f, size_t count, size_t *where)
+/* A cluster more for the folder. */
+static struct error *grow_folder(struct fat *fat, struct folder *f)
 {
-	size_t run = 0, at = 0;
-	bool end = false;
 	uint32_t added;
 
-	for (; at + ENTRY <= f->len && run < count; at += ENTRY) {
-		/* Behind the end there may be anything: it is free. */
-		end = end || f->bytes[at] == 0;
-		run = end || f->bytes[at] == 0xe5 ? run + 1 : 0;
-	}
-	*where = at - run * ENTRY;
-	if (run == count)
-		return NULL;
+	if (f->len >= FOLDER_MAX)
+		return fat_no_memory(fat);
 	uint8_t *bytes = realloc(f->bytes, f->len + fat->cluster);
 	if (bytes)
 		f->bytes = bytes;
 	uint32_t *clusters = bytes ? reallocarray(f->clusters, f->count + 1, sizeof(*clusters)) : NULL;
-	if (!clusters || f->len >= FOLDER_MAX)
+	if (!clusters)
 		return fat_no_memory(fat);
 	f->clusters = clusters;
 	TRY(fat_allocate(fat, 1, &added));
 	memset(f->bytes + f->len, 0, fat->cluster);
 	TRY(blocks_write(fat->m, f->bytes + f->len, fat->cluster, fat_place(fat, added)));
+	/* Its own word is durable before another points at it: a chain has an end at every moment. */
+	TRY(fat_write_table(fat));
 	fat_set(fat, f->clusters[f->count - 1], added);
 	TRY(fat_write_table(fat));
 	f->clusters[f->count++] = added;
 	f->len += fat->cluster;
-	return find_slots(fat, f, count, where);
+	return NULL;
 }
 
-/* Writes the entries at [@at, @at + @len), and the end behind them: in order, so that the short one comes last. */
-static struct error *write_slots(struct fat *fat, struct folder *f, size_t at, size_t len, bool was_end)
+/* Where @count entries have room together in one sector. */
+static struct error *find_slots(struct fat *fat, struct folder *f, size_t count, size_t *where)
 {
-	size_t to = at + len;
-
-	if (was_end && to < f->len) {
-		f->bytes[to] = 0;
-		to += ENTRY;
+	for (;;) {
+		size_t run = 0;
+		bool end = false;
+		for (size_t at = 0; at + ENTRY <= f->len; at += ENTRY) {
+			/* Behind the end there may be anything: it is free. */
+			end = end || f->bytes[at] == 0;
+			run = is_aligned(at, SECTOR) ? 0 : run;
+			run = end || f->bytes[at] == 0xe5 ? run + 1 : 0;
+			*where = at + ENTRY - run * ENTRY;
+			if (run == count)
+				return NULL;
+		}
+		TRY(grow_folder(fat, f));
 	}
-	for (size_t sector = align_down(at, SECTOR); sector < to; sector += SECTOR) {
-		TRY(blocks_write(fat->m, f->bytes + sector, SECTOR, entry_place(fat, f, sector)));
+}
+
+/* Writes the folder's sectors from the one of @from up to that of @last, the last one first, each durable before the
+ * next. */
+static struct error *write_sectors(struct fat *fat, const struct folder *f, size_t from, size_t last)
+{
+	for (size_t at = align_down(last, SECTOR) + SECTOR; at > align_down(from, SECTOR);) {
+		at -= SECTOR;
+		TRY(blocks_write(fat->m, f->bytes + at, SECTOR, entry_place(fat, f, at)));
 		TRY(blocks_flush(fat->m));
 	}
 	return NULL;
+}
+
+/*
+ * Writes the entries at [@at, @at + @len), which lie in one sector: they are there at once or not at all. @end: where
+ * the folder ended. What lies between its end and them is marked as removed; that is written last, so that what is
+ * behind the end stays unseen until all of it is right.
+ */
+static struct error *write_slots(struct fat *fat, struct folder *f, size_t at, size_t len, size_t end)
+{
+	size_t last = at + len - ENTRY;
+
+	for (size_t gap = end; gap < at; gap += ENTRY)
+		f->bytes[gap] = 0xe5;
+	if (end < at + len && at + len < f->len) {
+		f->bytes[at + len] = 0;
+		last += ENTRY;
+	}
+	return write_sectors(fat, f, MIN(at, end), last);
 }
 
 static struct error *add_entry(struct fat *fat, struct folder *f, const char *name, uint8_t attributes,
@@ -376,7 +411,7 @@ static struct error *add_entry(struct fat *fat, struct folder *f, const char *na
 	make_short(name, fits_short(name) ? 0 : ++number, alias);
 	while (has_short(f, alias) && number < 9999)
 		make_short(name, ++number, alias);
-	if (strlen(name) > FAT_NAME_MAX || has_short(f, alias))
+	if ((parts + 1) * ENTRY > SECTOR || has_short(f, alias))
 		return error_new(EINVAL, "%s: its ESP cannot have a file %s", fat->m->name, name);
 	TRY(find_slots(fat, f, parts + 1, &at));
 	while (end < f->len && f->bytes[end] != 0)
@@ -386,7 +421,7 @@ static struct error *add_entry(struct fat *fat, struct folder *f, const char *na
 	fat_fill_entry(fat, &e, alias, attributes, cluster, size);
 	memcpy(f->bytes + at + (size_t)parts * ENTRY, &e, sizeof(e));
 	size_t len = ((size_t)parts + 1) * ENTRY;
-	return write_slots(fat, f, at, len, end < at + len);
+	return write_slots(fat, f, at, len, end);
 }
 
 struct error *fat_make_folder(struct fat *fat, const char *path)
@@ -433,29 +468,141 @@ static struct error *change_entry(struct fat *fat, const struct fat_entry *e, ui
 	return blocks_flush(fat->m);
 }
 
-struct error *fat_put(struct fat *fat, const char *path, const void *data, size_t len)
-{
-	cleanup_folder struct folder f = {};
-	struct fat_entry old;
-	const char *name;
-	uint32_t cluster = 0;
+/* --- files, in halves --- */
 
+struct error *fat_write(struct fat *fat, const void *data, size_t len, struct fat_chain *chain)
+{
+	*chain = (struct fat_chain){.data = data, .len = len};
 	if (len > UINT32_MAX)
 		return error_new(EFBIG, "%s: its ESP has no files of %zu bytes", fat->m->name, len);
-	TRY(open_parent(fat, path, &f, &name));
-	bool exists = find_in(fat, &f, name, strlen(name), &old);
-	if (exists && old.folder)
-		return error_new(EISDIR, "%s: %s in its ESP", fat->m->name, path);
 	if (len > 0)
-		TRY(fat_allocate(fat, (uint32_t)((len + fat->cluster - 1) / fat->cluster), &cluster));
-	TRY(write_chain(fat, cluster, data, len));
+		TRY(fat_allocate(fat, (uint32_t)((len + fat->cluster - 1) / fat->cluster), &chain->first));
+	struct error *err = write_chain(fat, chain->first, data, len);
+	if (!err)
+		err = blocks_flush(fat->m);
+	if (err)
+		fat_give_back(fat, chain->first);
+	return err;
+}
+
+struct error *fat_compare(struct fat *fat, const struct fat_chain *chain)
+{
+	cleanup_free uint8_t *buf = malloc(MAX((size_t)MIB, (size_t)fat->cluster));
+	uint32_t cluster = chain->first;
+
+	if (!buf)
+		return fat_no_memory(fat);
+	for (size_t at = 0, n; at < chain->len; at += n) {
+		uint32_t run = run_at(fat, cluster, chain->len - at);
+		n = (size_t)run * fat->cluster;
+		TRY(blocks_read(fat->m, buf, n, fat_place(fat, cluster)));
+		if (memcmp(buf, chain->data + at, MIN(n, chain->len - at)) != 0)
+			return error_hint(error_new(EIO, "%s: what was written reads otherwise", fat->m->name),
+					  "the medium is failing, or smaller than it says");
+		cluster = fat_get(fat, cluster + run - 1);
+	}
+	return NULL;
+}
+
+struct error *fat_name(struct fat *fat, const char *path, const struct fat_chain *chain)
+{
+	cleanup_folder struct folder f = {};
+	uint32_t len = (uint32_t)chain->len;
+	struct fat_entry old = {};
+	const char *name;
+
+	struct error *err = open_parent(fat, path, &f, &name);
+	bool exists = !err && find_in(fat, &f, name, strlen(name), &old);
+	if (exists && old.folder)
+		err = error_new(EISDIR, "%s: %s in its ESP", fat->m->name, path);
+	if (err) {
+		fat_give_back(fat, chain->first);
+		return err;
+	}
 	TRY(fat_write_table(fat));
 	if (exists) {
-		TRY(change_entry(fat, &old, cluster, (uint32_t)len));
+		TRY(change_entry(fat, &old, chain->first, len));
 		fat_give_back(fat, old.cluster);
 		TRY(fat_write_table(fat));
 	} else {
-		TRY(add_entry(fat, &f, name, ARCHIVE, cluster, (uint32_t)len));
+		TRY(add_entry(fat, &f, name, ARCHIVE, chain->first, len));
 	}
+	return fat_write_info(fat);
+}
+
+struct error *fat_put(struct fat *fat, const char *path, const void *data, size_t len)
+{
+	struct fat_chain chain;
+
+	TRY(fat_write(fat, data, len, &chain));
+	return fat_name(fat, path, &chain);
+}
+
+/* --- other names, and none --- */
+
+/* The entries of the file @name: from the first part of its long name to the short one. */
+static struct error *find_set(struct fat *fat, const struct folder *f, const char *name, size_t *from, size_t *shortly,
+			      struct fat_entry *e)
+{
+	for (size_t at = 0; next_entry(fat, f, &at, e);) {
+		if (strcasecmp(e->name, name) != 0 || e->folder)
+			continue;
+		*shortly = *from = at - ENTRY;
+		while (*from >= ENTRY && f->bytes[*from - ENTRY] != 0xe5 &&
+		       (f->bytes[*from - ENTRY + 11] & 0x3f) == LONG) {
+			*from -= ENTRY;
+			if (f->bytes[*from] & 0x40)
+				break;
+		}
+		return NULL;
+	}
+	return error_new(ENOENT, "%s: its ESP has no file %s", fat->m->name, name);
+}
+
+struct error *fat_rename(struct fat *fat, const char *path, const char *to)
+{
+	cleanup_folder struct folder f = {};
+	size_t from = 0, shortly = 0, parts = (strlen(to) + LONG_CHARS - 1) / LONG_CHARS;
+	struct fat_entry e = {};
+	const char *name;
+
+	TRY(open_parent(fat, path, &f, &name));
+	TRY(find_set(fat, &f, name, &from, &shortly, &e));
+	if (find_in(fat, &f, to, strlen(to), &e))
+		return error_new(EEXIST, "%s: its ESP has a file %s", fat->m->name, to);
+	if (parts == 0 || parts * ENTRY > shortly - from)
+		return error_new(ENAMETOOLONG, "%s: the name %s needs more room than %s has", fat->m->name, to, name);
+	size_t last = align_down(shortly - ENTRY, SECTOR), first = shortly - parts * ENTRY;
+	uint8_t sum = name_sum((const char *)f.bytes + shortly);
+	if (from < last) {
+		/* The old name goes at once: until the new one is whole the file has its short one. */
+		for (size_t at = last; at < shortly; at += ENTRY)
+			f.bytes[at] = 0xe5;
+		TRY(write_sectors(fat, &f, last, last));
+	}
+	for (size_t at = from; at < first; at += ENTRY)
+		f.bytes[at] = 0xe5;
+	for (size_t i = 0; i < parts; i++)
+		fill_long(f.bytes + first + i * ENTRY, to, (unsigned)(parts - i), (unsigned)parts, sum);
+	if (from < last)
+		TRY(write_sectors(fat, &f, from, last - ENTRY));
+	return write_sectors(fat, &f, last, last);
+}
+
+struct error *fat_remove(struct fat *fat, const char *path)
+{
+	cleanup_folder struct folder f = {};
+	size_t from = 0, shortly = 0;
+	struct fat_entry e = {};
+	const char *name;
+
+	TRY(open_parent(fat, path, &f, &name));
+	TRY(find_set(fat, &f, name, &from, &shortly, &e));
+	for (size_t at = from; at <= shortly; at += ENTRY)
+		f.bytes[at] = 0xe5;
+	/* The short one, which is the file, is in the last sector, and goes first. */
+	TRY(write_sectors(fat, &f, from, shortly));
+	fat_give_back(fat, e.cluster);
+	TRY(fat_write_table(fat));
 	return fat_write_info(fat);
 }

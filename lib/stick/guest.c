@@ -12,6 +12,7 @@
 
 #define AUTOSTART 1u
 #define PERSIST   2u
+#define CONSOLE   4u
 
 struct tail {
 	char signature[16];
@@ -45,7 +46,8 @@ void guest_write(const struct guest *guest, uint8_t bytes[GUEST_TAIL])
 		.cpus = htole32(guest->cpus),
 		.memory = htole64(guest->memory),
 		.image = htole64(guest->image),
-		.flags = htole32((guest->autostart ? AUTOSTART : 0) | (guest->persist ? PERSIST : 0)),
+		.flags = htole32((guest->autostart ? AUTOSTART : 0) | (guest->persist ? PERSIST : 0) |
+				 (guest->console ? CONSOLE : 0)),
 	};
 
 	memcpy(t.signature, signature, sizeof(signature));
@@ -68,6 +70,7 @@ struct error *guest_read(struct guest *guest, const uint8_t bytes[GUEST_TAIL], u
 		.cpus = le32toh(t.cpus),
 		.autostart = le32toh(t.flags) & AUTOSTART,
 		.persist = le32toh(t.flags) & PERSIST,
+		.console = le32toh(t.flags) & CONSOLE,
 		.image = le64toh(t.image),
 	};
 	memcpy(guest->name, t.name, GUEST_NAME_MAX);

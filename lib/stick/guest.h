@@ -17,6 +17,7 @@ struct guest {
 	unsigned cpus;
 	bool autostart;
 	bool persist;   /* what it writes goes to the stick, not to memory */
+	bool console;   /* its serial port is at the host's screen and serial port */
 	uint64_t image; /* bytes of the image */
 };
 

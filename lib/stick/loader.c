@@ -10,19 +10,37 @@
 #include <stdint.h>
 #include <unistd.h>
 
+#define TEXT_MAX 1024u
+
+bool loader_text(const char *variable, char *text, size_t room)
+{
+	/* Four bytes of attributes, then UCS-2, which may end with a NUL. */
+	uint8_t data[4 + 2 * TEXT_MAX + 2];
+	cleanup_fd int fd = open(variable, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, data, sizeof(data));
+	size_t len = 0;
+
+	if (n < 6 || n % 2 || (size_t)n == sizeof(data))
+		return false;
+	for (size_t at = 4; at < (size_t)n && (data[at] || data[at + 1]); at += 2) {
+		if (len + 1 >= room)
+			return false;
+		text[len++] = data[at + 1] || data[at] < 0x20 || data[at] > 0x7e ? '?' : (char)data[at];
+	}
+	text[len] = '\0';
+	return len > 0;
+}
+
 bool loader_partition(const char *variable, char uuid[LOADER_UUID + 1])
 {
-	/* Four bytes of attributes, then UCS-2. */
-	uint8_t data[4 + 2 * LOADER_UUID];
-	cleanup_fd int fd = open(variable, O_RDONLY | O_CLOEXEC);
+	char text[TEXT_MAX + 2] = "";
 
-	if (fd < 0 || read(fd, data, sizeof(data)) != (ssize_t)sizeof(data))
+	if (!loader_text(variable, text, sizeof(text)))
 		return false;
 	for (unsigned i = 0; i < LOADER_UUID; i++) {
-		int c = tolower(data[4 + 2 * i]);
-		if (data[5 + 2 * i] || !(isxdigit(c) || c == '-'))
+		uuid[i] = (char)tolower((unsigned char)text[i]);
+		if (!(isxdigit((unsigned char)uuid[i]) || uuid[i] == '-'))
 			return false;
-		uuid[i] = (char)c;
 	}
 	uuid[LOADER_UUID] = '\0';
 	return true;

@@ -5,7 +5,10 @@
 #include "stick/fat.h"
 #include "stick/gpt.h"
 #include "stick/guest.h"
+#include "stick/loader.h"
+#include "stick/slots.h"
 #include "stick/uki.h"
+#include "stick/version.h"
 
 #include "base/util.h"
 
@@ -16,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -321,6 +325,272 @@ static void hostile_file_systems_end(void **state)
 	free_memory(&m);
 }
 
+/* --- slots --- */
+
+#define SLOT "glint_0.1.0+3-0.efi"
+
+static uint8_t *find_entry(struct memory *m, const char name[11])
+{
+	for (uint64_t at = MIB; at < MIB + ESP; at += 32)
+		if (memcmp(m->bytes + at, name, 11) == 0)
+			return m->bytes + at;
+	fail();
+	return NULL;
+}
+
+/*
+ * EFI/Linux with @files files before the slot. Where another system wrote it, the slot's two parts of a long name and
+ * its short one lie right behind them: with 13 the second part is in another sector, with 14 the short one.
+ */
+static struct memory with_slot(unsigned files)
+{
+	struct memory m = new_memory(BYTES);
+	struct fat *fat = new_fat(&m);
+	char path[32];
+
+	for (unsigned i = 0; i < files; i++) {
+		snprintf(path, sizeof(path), "EFI/Linux/F%u", i);
+		good(fat_put(fat, path, path, strlen(path)));
+	}
+	good(fat_put(fat, "EFI/Linux/" SLOT, "kernel", 6));
+	fat_close(fat);
+	if (files < 12)
+		return m;
+	uint8_t *old = find_entry(&m, "F0         ") - 2 * (size_t)32,
+		*new = find_entry(&m, "GLINT_~1EFI") - 2 * (size_t)32;
+	uint8_t parts[3 * 32];
+	assert_true((new - m.bytes) % SECTOR == 0);
+	memcpy(parts, new, sizeof(parts));
+	memset(new, 0, sizeof(parts));
+	for (unsigned i = 0; i < 3; i++) {
+		unsigned at = files + 2 + i;
+		memcpy(at < 16 ? old + (size_t)at * 32 : new + (size_t)(at - 16) * 32, parts + (size_t)i * 32, 32);
+	}
+	return m;
+}
+
+static void count_slots(struct memory *m, struct slots *slots, unsigned files)
+{
+	struct fat *fat;
+	unsigned count = 0;
+
+	good(fat_open(&fat, &m->blocks, MIB, ESP, 0));
+	good(fat_list(fat, "EFI/Linux", count_entry, &count));
+	good(slots_list(fat, slots));
+	assert_int_equal(count, files + slots->count);
+	for (unsigned i = 0; i < slots->count; i++) {
+		char path[300];
+		snprintf(path, sizeof(path), "EFI/Linux/%s", slots->list[i].file);
+		expect_file(fat, path, "kernel", 6);
+	}
+	fat_close(fat);
+}
+
+/* At every write there is the slot, once, by one of its names; the short one only where it cannot be otherwise. */
+static void a_slot_is_blessed_at_once(void **state)
+{
+	static const unsigned before[] = {0, 5, 13, 14};
+
+	for (size_t i = 0; i < ARRAY_SIZE(before); i++) {
+		bool old_seen = false, new_seen = false, short_seen = false;
+		for (unsigned cut = 1;; cut++) {
+			struct memory m = with_slot(before[i]);
+			struct slots slots;
+			struct fat *fat;
+			count_slots(&m, &slots, before[i]);
+			assert_int_equal(slots.count, 1);
+			assert_true(slots.list[0].trial && slots.list[0].left == 3 && slots.list[0].size == 6);
+			good(fat_open(&fat, &m.blocks, MIB, ESP, 0));
+			m.writes = 0;
+			m.cut = cut;
+			struct error *err = slots_bless(fat, &slots.list[0]);
+			unsigned writes = m.writes;
+			fat_close(fat);
+			count_slots(&m, &slots, before[i]);
+			assert_int_equal(slots.count, 1);
+			old_seen = old_seen || strcmp(slots.list[0].file, SLOT) == 0;
+			new_seen = new_seen || strcmp(slots.list[0].file, "glint_0.1.0.efi") == 0;
+			short_seen = short_seen || strcmp(slots.list[0].file, "GLINT_~1.EFI") == 0;
+			assert_true(err ? writes >= cut
+					: !slots.list[0].trial && strcmp(slots.list[0].version, "0.1.0") == 0);
+			error_free(err);
+			free_memory(&m);
+			if (writes < cut) {
+				assert_int_equal(writes, before[i] == 13 ? 3 : 1);
+				break;
+			}
+		}
+		assert_true(old_seen && new_seen && short_seen == (before[i] == 13));
+	}
+}
+
+static void a_file_goes_at_once(void **state)
+{
+	static const unsigned before[] = {0, 13, 14};
+
+	for (size_t i = 0; i < ARRAY_SIZE(before); i++) {
+		for (unsigned cut = 1;; cut++) {
+			struct memory m = with_slot(before[i]);
+			struct slots slots;
+			struct fat *fat;
+			count_slots(&m, &slots, before[i]);
+			good(fat_open(&fat, &m.blocks, MIB, ESP, 0));
+			uint64_t room = fat_free(fat);
+			m.writes = 0;
+			m.cut = cut;
+			struct error *err = slots_remove(fat, &slots.list[0]);
+			unsigned writes = m.writes;
+			assert_true(err || fat_free(fat) == room + SECTOR);
+			fat_close(fat);
+			count_slots(&m, &slots, before[i]);
+			assert_true(err || slots.count == 0);
+			error_free(err);
+			free_memory(&m);
+			if (writes < cut)
+				break;
+		}
+	}
+}
+
+/* What lies behind a folder's end is nobody's, and stays unseen. */
+static void what_is_behind_the_end_stays_there(void **state)
+{
+	for (unsigned files = 0; files < 15; files += 2) {
+		for (unsigned cut = 1;; cut++) {
+			struct memory m = with_slot(0);
+			struct slots slots;
+			struct fat *fat;
+			char path[32];
+			bool over = true;
+			good(fat_open(&fat, &m.blocks, MIB, ESP, 0));
+			for (unsigned i = 0; i < files; i++) {
+				snprintf(path, sizeof(path), "EFI/Linux/F%u", i);
+				good(fat_put(fat, path, path, strlen(path)));
+			}
+			uint8_t *end = find_entry(&m, "GLINT_~1EFI") + 32;
+			while ((end - m.bytes) % SECTOR && *end)
+				end += 32;
+			if ((end - m.bytes) % SECTOR)
+				end += 32;
+			for (; (end - m.bytes) % SECTOR; end += 32)
+				memcpy(end, "GARBAGE ABC ", 12);
+			m.writes = 0;
+			m.cut = cut;
+			struct error *err = fat_put(fat, "EFI/Linux/glint_0.2+3-0.efi", "kernel", 6);
+			over = m.writes < cut;
+			fat_close(fat);
+			count_slots(&m, &slots, files);
+			assert_true(slots.count == 2 || (err && slots.count == 1));
+			error_free(err);
+			free_memory(&m);
+			if (over)
+				break;
+		}
+	}
+}
+
+static void what_reads_otherwise_gets_no_name(void **state)
+{
+	struct memory m = with_slot(0);
+	uint8_t *large = calloc(1, 2 * MIB + 100);
+	struct fat_chain chain;
+	struct slots slots;
+	struct fat *fat;
+
+	memset(large, 0x5a, 2 * MIB + 100);
+	good(fat_open(&fat, &m.blocks, MIB, ESP, 0));
+	uint64_t room = fat_free(fat);
+	good(fat_write(fat, large, 2 * MIB + 100, &chain));
+	good(fat_compare(fat, &chain));
+	uint8_t *last = m.bytes + BYTES;
+	while (*--last != 0x5a)
+		;
+	*last ^= 1;
+	bad(fat_compare(fat, &chain));
+	*last ^= 1;
+	fat_close(fat);
+	/* Nobody knows of it. */
+	count_slots(&m, &slots, 0);
+	good(fat_open(&fat, &m.blocks, MIB, ESP, 0));
+	assert_int_equal(fat_free(fat), room);
+	good(fat_write(fat, large, 2 * MIB + 100, &chain));
+	bad(fat_name(fat, "EFI/Nothing/here", &chain));
+	assert_int_equal(fat_free(fat), room);
+	fat_close(fat);
+	free(large);
+	free_memory(&m);
+}
+
+static void names_say_what_slots_are(void **state)
+{
+	struct slots slots = {.count = 4};
+	struct slot s = {};
+	static const char *const others[] = {"glint_.efi",
+					     "glint_1.2+.efi",
+					     "glint_1+1-.efi",
+					     "glint_1+1-2-3.efi",
+					     "glint_a b.efi",
+					     "glint_1+1234-0.efi",
+					     "linux.efi",
+					     "glint_1.2",
+					     "glint_1_2.efi",
+					     "glint_+1-0.efi",
+					     "glint_123456789012345678901234567890123.efi"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(others); i++)
+		assert_false(slot_parse(others[i], &s));
+	assert_true(slot_parse("GLINT_1.2~rc1+12.EFI", &s) && s.trial && s.left == 12 &&
+		    strcmp(s.version, "1.2~rc1") == 0);
+	assert_true(slot_parse("glint_1.efi", &slots.list[0]) && slot_parse("glint_2+2-1.efi", &slots.list[1]));
+	assert_true(slot_parse("glint_3+0-3.efi", &slots.list[2]) && slot_parse("glint_1~1.efi", &slots.list[3]));
+	assert_ptr_equal(slots_best(&slots), &slots.list[0]);
+	assert_ptr_equal(slots_named(&slots, "\\EFI\\Linux\\glint_2+3-0.efi"), &slots.list[1]);
+	assert_null(slots_named(&slots, "\\EFI\\Linux\\glint_22+3-0.efi"));
+	assert_null(slots_named(&slots, ""));
+	slots.list[0].trial = slots.list[3].trial = true;
+	assert_ptr_equal(slots_best(&slots), &slots.list[1]);
+	slots.list[1].left = 0;
+	assert_ptr_equal(slots_best(&slots), &slots.list[2]);
+	slots.count = 0;
+	assert_null(slots_best(&slots));
+}
+
+static void versions_have_an_order(void **state)
+{
+	/* From the specification's own examples, and ours: each older than the next. */
+	static const char *const order[] = {"~1",      "",         "0.1~rc1", "0.1~rc2", "0.1",    "0.1-1",
+					    "0.1-2",   "0.1^git1", "0.1.1",   "0.1.2",   "0.1.10", "0.1.10a",
+					    "0.1.10b", "0.2",      "0.10",    "1",       "1.0"};
+
+	for (int i = 0; i < (int)ARRAY_SIZE(order); i++)
+		for (int k = 0; k < (int)ARRAY_SIZE(order); k++) {
+			int c = version_compare(order[i], order[k]);
+			if ((c > 0) - (c < 0) != (i > k) - (i < k))
+				print_error("%s, %s: %d\n", order[i], order[k], c);
+			assert_int_equal((c > 0) - (c < 0), (i > k) - (i < k));
+		}
+	assert_int_equal(version_compare("1.02", "1.2"), 0);
+	assert_true(version_compare("~", "~~") > 0);
+}
+
+static void the_loader_is_read(void **state)
+{
+	char path[] = "/tmp/loader.XXXXXX", text[16];
+	static const uint8_t bytes[] = {6, 0, 0, 0, 'a', 0, 0xe4, 0, 'b', 0x20, '\\', 0, 0, 0};
+	int fd = mkstemp(path);
+
+	assert_int_equal(write(fd, bytes, sizeof(bytes)), sizeof(bytes));
+	assert_true(loader_text(path, text, sizeof(text)));
+	assert_string_equal(text, "a??\\");
+	assert_false(loader_text(path, text, 4));
+	assert_false(loader_partition(path, (char[LOADER_UUID + 1]){}));
+	assert_int_equal(ftruncate(fd, 5), 0);
+	assert_false(loader_text(path, text, sizeof(text)));
+	close(fd);
+	unlink(path);
+	assert_false(loader_text(path, text, sizeof(text)));
+}
+
 /* --- guests, UKIs --- */
 
 static void guests_come_back(void **state)
@@ -377,6 +647,15 @@ static void not_a_uki(void **state)
 	pe[0x58 + 23] = 0;
 	memcpy(pe + 256 + 21, "../", 3);
 	bad(uki_version(pe, sizeof(pe), "it", version));
+	struct release release;
+	static const char level[] = "VERSION_ID=1\nGLINT_SECURITY=12\nX=",
+			  wrong[] = "VERSION_ID=1\nGLINT_SECURITY=-1\n";
+	good(release_read(level, sizeof(level) - 1, "it", &release));
+	assert_int_equal(release.security, 12);
+	good(release_read("VERSION_ID=1", 12, "it", &release));
+	assert_int_equal(release.security, 0);
+	bad(release_read(wrong, sizeof(wrong) - 1, "it", &release));
+	bad(release_read("VERSION_ID=", 11, "it", &release));
 }
 
 int main(void)
@@ -389,6 +668,13 @@ int main(void)
 		cmocka_unit_test(files_come_back),
 		cmocka_unit_test(a_file_changes_at_once),
 		cmocka_unit_test(hostile_file_systems_end),
+		cmocka_unit_test(a_slot_is_blessed_at_once),
+		cmocka_unit_test(a_file_goes_at_once),
+		cmocka_unit_test(what_is_behind_the_end_stays_there),
+		cmocka_unit_test(what_reads_otherwise_gets_no_name),
+		cmocka_unit_test(names_say_what_slots_are),
+		cmocka_unit_test(versions_have_an_order),
+		cmocka_unit_test(the_loader_is_read),
 		cmocka_unit_test(guests_come_back),
 		cmocka_unit_test(not_a_uki),
 	};

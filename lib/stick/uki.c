@@ -8,6 +8,7 @@
 #include <endian.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define PE_AT         0x3cu
@@ -52,31 +53,62 @@ static const char *section(const uint8_t *data, size_t len, const char name[8], 
 	return NULL;
 }
 
-struct error *uki_version(const void *data, size_t len, const char *what, char version[UKI_VERSION_MAX + 1])
+/* The value of "KEY=value" or "KEY=\"value\"" on a line of its own, the last one counts; false: there is none, or it is
+ * longer than that. */
+static bool find_value(const char *text, size_t len, const char *key, char value[UKI_VERSION_MAX + 1])
 {
-	static const char key[] = "VERSION_ID=",
-			  good[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.~^-";
+	size_t key_len = strlen(key);
+	bool found = false;
+
+	for (const char *line = text, *end = text + len; line < end;) {
+		const char *next = memchr(line, '\n', (size_t)(end - line)), *at = line + key_len;
+		size_t n = (size_t)((next ? next : end) - line);
+		if (n > key_len && memcmp(line, key, key_len) == 0) {
+			n -= key_len;
+			if (n >= 2 && at[0] == '"' && at[n - 1] == '"') {
+				at++;
+				n -= 2;
+			}
+			found = n > 0 && n <= UKI_VERSION_MAX && !memchr(at, '\0', n);
+			snprintf(value, UKI_VERSION_MAX + 1, "%.*s", found ? (int)n : 0, at);
+		}
+		line = next ? next + 1 : end;
+	}
+	return found;
+}
+
+struct error *release_read(const char *text, size_t len, const char *what, struct release *release)
+{
+	char level[UKI_VERSION_MAX + 1] = "";
+
+	*release = (struct release){};
+	if (!find_value(text, len, "VERSION_ID=", release->version) ||
+	    strspn(release->version, UKI_VERSION_CHARACTERS) != strlen(release->version))
+		return error_new(0, "%s: its .osrel says no version that a file's name can have", what);
+	if (!find_value(text, len, "GLINT_SECURITY=", level))
+		return NULL;
+	if (strlen(level) > 9 || strspn(level, "0123456789") != strlen(level))
+		return error_new(0, "%s: its .osrel says no number for GLINT_SECURITY", what);
+	release->security = (unsigned)strtoul(level, NULL, 10);
+	return NULL;
+}
+
+struct error *uki_release(const void *data, size_t len, const char *what, struct release *release)
+{
 	size_t bytes = 0, kernel;
 	const char *text = section(data, len, ".osrel\0", &bytes);
 
 	if (!text || !section(data, len, ".linux\0", &kernel))
 		return error_hint(error_new(0, "%s is not a unified kernel image", what),
 				  "name the UKI of a Glint release: it ends in .efi");
-	for (const char *line = text, *end = text + bytes; line < end;) {
-		const char *next = memchr(line, '\n', (size_t)(end - line));
-		size_t n = (size_t)((next ? next : end) - line);
-		if (n > sizeof(key) - 1 && memcmp(line, key, sizeof(key) - 1) == 0) {
-			const char *value = line + sizeof(key) - 1;
-			n -= sizeof(key) - 1;
-			if (n >= 2 && value[0] == '"' && value[n - 1] == '"') {
-				value++;
-				n -= 2;
-			}
-			snprintf(version, UKI_VERSION_MAX + 1, "%.*s", (int)MIN(n, (size_t)UKI_VERSION_MAX), value);
-			if (n > 0 && n <= UKI_VERSION_MAX && strspn(version, good) == n)
-				return NULL;
-		}
-		line = next ? next + 1 : end;
-	}
-	return error_new(0, "%s: its .osrel says no version that a file's name can have", what);
+	return release_read(text, bytes, what, release);
+}
+
+struct error *uki_version(const void *data, size_t len, const char *what, char version[UKI_VERSION_MAX + 1])
+{
+	struct release release;
+
+	TRY(uki_release(data, len, what, &release));
+	memcpy(version, release.version, sizeof(release.version));
+	return NULL;
 }

@@ -8,9 +8,22 @@
 
 #include <stddef.h>
 
-#define UKI_VERSION_MAX 32
+#define UKI_VERSION_MAX        32
+#define UKI_VERSION_CHARACTERS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.~^-"
 
-/* The version that its .osrel says (VERSION_ID), of characters that file names may have. @what names it in errors. */
+/* What an os-release says of a Glint. */
+struct release {
+	char version[UKI_VERSION_MAX + 1]; /* VERSION_ID, of characters that file names may have */
+	unsigned security;                 /* GLINT_SECURITY, a number that only grows; 0 when it says none */
+};
+
+/* Reads the text of an os-release. @what names it in errors. */
+[[nodiscard]] struct error *release_read(const char *text, size_t len, const char *what, struct release *release);
+
+/* Reads that of a UKI, its section .osrel. */
+[[nodiscard]] struct error *uki_release(const void *data, size_t len, const char *what, struct release *release);
+
+/* Its version alone. */
 [[nodiscard]] struct error *uki_version(const void *data, size_t len, const char *what,
 					char version[UKI_VERSION_MAX + 1]);
 

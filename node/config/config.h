@@ -1,6 +1,7 @@
 /*
  * What glint-config is made of: taking host.toml from the stick, turning it into files that systemd's daemons read,
- * keeping the last good one in the host's database, looking whether there is a network in the end.
+ * leaving the network alone that the host's disk is reached over, keeping the last good one in the host's database,
+ * looking whether there is a network in the end.
  */
 #ifndef GLINT_CONFIG_CONFIG_H
 #define GLINT_CONFIG_CONFIG_H
@@ -19,6 +20,12 @@
  * @folder, in place of what was written before.
  */
 [[nodiscard]] struct error *networkd_write(const struct hostconfig *config, int folder);
+
+/*
+ * Where the host was booted over iSCSI: writes into @folder, for systemd-networkd, that the devices of the firmware's
+ * table keep the addresses that they were booted with. @ibft: /sys/firmware/ibft; @count: how many they are.
+ */
+[[nodiscard]] struct error *ibft_write(const char *ibft, int folder, unsigned *count);
 
 /* Writes the file @name into @folder, as a whole or not at all. */
 [[nodiscard]] struct error *put_file(int folder, const char *name, const char *text, size_t len);
@@ -40,5 +47,7 @@ void look_for_devices(const struct hostconfig *config, void (*say)(const char *l
 bool look_for_hardware(bool with_carrier);
 /* Whether every network of @config has what it was given; @words: which, or what is missing. */
 bool look_for_addresses(const struct hostconfig *config, char *words, size_t room);
+/* @words: the name servers that systemd-resolved asks, "" for none. */
+void look_for_names(char *words, size_t room);
 
 #endif

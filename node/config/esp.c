@@ -18,8 +18,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#define LOADER_PARTITION "/sys/firmware/efi/efivars/LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-#define MOUNT_POINT      "/run/glint-esp"
+#define MOUNT_POINT "/run/glint-esp"
 
 /* udev makes the link when it has looked at the stick. */
 static bool wait_for(const char *path, unsigned wait_s)

@@ -29,13 +29,16 @@
 #include <time.h>
 
 struct config {
-	const char *step, *file, *folder, *networkd, *timesyncd, *database, *id, *screen;
+	const char *step, *file, *folder, *networkd, *timesyncd, *database, *id, *ibft, *screen;
 	unsigned patience;
 	bool help, version;
 };
 
 /* How long a network device may take to be there at all. */
 #define DEVICES_S 10
+
+/* How long name servers may take to be known once there are addresses. */
+#define NAMES_S 3
 
 #define AT(member) offsetof(struct config, member)
 
@@ -52,6 +55,8 @@ static const struct option options[] = {
 	 .help = "socket of the host's database (default: /run/glint-database/db.sock)"},
 	{"id", OPTION_TEXT, AT(id), .min = 1, .value = "FILE",
 	 .help = "the host's id (default: /run/glint/identity/id)"},
+	{"ibft", OPTION_TEXT, AT(ibft), .min = 1, .value = "PATH",
+	 .help = "what the firmware says of a disk over iSCSI (default: /sys/firmware/ibft)"},
 	{"screen", OPTION_TEXT, AT(screen), .value = "fd=N", .help = "a terminal that is told, too"},
 	{"patience", OPTION_NUMBER, AT(patience), .min = 0, .max = 600, .value = "SECONDS",
 	 .help = "how long to wait for what is not there yet (default: 60)"},
@@ -237,18 +242,21 @@ static struct error *write_time(const struct hostconfig *c, const char *path)
 				: error_new(E2BIG, "write the time servers");
 }
 
-/* systemd starts no clock before /usr/lib/clock-epoch: a host whose clock says that moment has lost the time. */
-static void look_at_clock(void)
+static void say_time(const char *format)
 {
-	struct stat epoch;
-	char line[128];
+	char line[160];
 	time_t now = time(NULL);
 
-	if (stat("/usr/lib/clock-epoch", &epoch) < 0 || now > epoch.st_mtime + 600)
-		return;
-	strftime(line, sizeof(line), "the clock is not set (it says %F %T UTC): a time server will set it",
-		 gmtime(&now));
+	strftime(line, sizeof(line), format, gmtime(&now));
 	say(line);
+}
+
+/* systemd starts no clock before /usr/lib/clock-epoch: a host whose clock says that moment has lost the time. */
+static bool clock_is_lost(void)
+{
+	struct stat epoch;
+
+	return stat("/usr/lib/clock-epoch", &epoch) == 0 && time(NULL) <= epoch.st_mtime + 600;
 }
 
 static struct error *apply(const struct config *o)
@@ -256,13 +264,19 @@ static struct error *apply(const struct config *o)
 	cleanup_free char *text = NULL;
 	cleanup_config struct hostconfig *c = NULL;
 	cleanup_fd int folder = -1, networkd = -1;
+	unsigned booted_over;
 	bool fresh;
 
-	look_at_clock();
+	if (clock_is_lost())
+		say_time("the clock is not set (it says %F %T UTC): a time server will set it");
 	TRY(open_folder(o->folder, &folder));
 	TRY(choose(o, &text, &c, &fresh));
 	TRY(open_folder(o->networkd, &networkd));
 	TRY(networkd_write(c, networkd));
+	TRY(ibft_write(o->ibft, networkd, &booted_over));
+	if (booted_over && c->network_count)
+		say("this host's disk is reached over iSCSI: the device to it keeps the address it was booted with, "
+		    "and is in no network of host.toml");
 	TRY(write_time(c, o->timesyncd));
 	remove_file(folder, "hostname");
 	remove_file(folder, "accepted.toml");
@@ -323,12 +337,27 @@ static struct error *keep(const struct config *o)
 	return NULL;
 }
 
+/* systemd-timesyncd(8) makes the file when a server has answered. */
+static void look_for_time(unsigned patience)
+{
+	const struct timespec pause = {.tv_sec = 1};
+	bool set = false;
+
+	for (unsigned i = 0; i <= patience && !(set = access("/run/systemd/timesync/synchronized", F_OK) == 0); i++)
+		if (i < patience)
+			nanosleep(&pause, NULL);
+	if (set)
+		say_time("the time is from a time server: %F %T UTC");
+	else if (clock_is_lost())
+		say_time("no time server has answered: the clock says %F %T UTC");
+}
+
 static struct error *look(const struct config *o)
 {
 	const struct timespec pause = {.tv_sec = 1};
 	cleanup_free char *text = NULL;
 	cleanup_config struct hostconfig *c = NULL;
-	char words[512], line[700], host[65] = "";
+	char words[512], names[256], line[900], host[65] = "";
 	bool all = false;
 	size_t len = 0;
 
@@ -345,9 +374,16 @@ static struct error *look(const struct config *o)
 	}
 	look_for_devices(c, say);
 	gethostname(host, sizeof(host) - 1);
-	snprintf(line, sizeof(line), "%s: %s: %s", host, all ? "network" : "the network is not as it should be",
-		 *words ? words : "none asked for");
+	/* systemd-resolved hears of its servers a little later. */
+	look_for_names(names, sizeof(names));
+	for (unsigned i = 0; i < NAMES_S && i < o->patience && all && !*names; i++) {
+		nanosleep(&pause, NULL);
+		look_for_names(names, sizeof(names));
+	}
+	snprintf(line, sizeof(line), "%s: %s: %s%s%s", host, all ? "network" : "the network is not as it should be",
+		 *words ? words : "none asked for", *names ? "; names by " : "", names);
 	say(line);
+	look_for_time(all ? o->patience : 0);
 	return NULL;
 }
 
@@ -389,6 +425,7 @@ int main(int argc, char **argv)
 			   .timesyncd = "/run/systemd/timesyncd.conf.d",
 			   .database = "/run/glint-database/db.sock",
 			   .id = "/run/glint/identity/id",
+			   .ibft = "/sys/firmware/ibft",
 			   .patience = 60};
 
 	log_init("glint-config", LOG_LEVEL_INFO);

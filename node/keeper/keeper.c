@@ -243,7 +243,10 @@ static json_t *health(struct keeper *k)
 	return health_json(&h);
 }
 
-/* A change on its way to a stick counts as kept, for as long as somebody would wait for it. */
+/*
+ * A change on its way to a stick that has the ones before counts as kept, for as long as somebody would wait for it; a
+ * stick that gets all there is, for the first time or once more, keeps it when it has it.
+ */
 static bool find_out(struct keeper *k)
 {
 	char why[256];
@@ -260,7 +263,10 @@ static bool find_out(struct keeper *k)
 		k->behind_until = 0;
 	else if (!k->behind_until)
 		k->behind_until = now_s() + (time_t)k->options.patience_s;
-	kept |= hope && now_s() < k->behind_until;
+	bool soon = hope && now_s() < k->behind_until;
+	if (!kept && soon)
+		snprintf(why, sizeof(why), "it is being written");
+	kept |= soon && k->kept;
 	if (kept)
 		why[0] = '\0';
 	if (k->told && kept == k->kept && strcmp(why, k->why) == 0)

@@ -24,6 +24,9 @@
 
 #define STICKS_MAX 4u
 
+/* A host that was not booted from a stick (PXE, HTTP) may have one all the same; it is not waited for as long. */
+#define WAIT_UNKNOWN_S 10u
+
 struct stick_option {
 	const char *path;
 };
@@ -57,7 +60,8 @@ static const struct option options[] = {
 	{"esps", OPTION_TEXT, AT(esps), .min = 1, .value = "PATH",
 	 .help = "with --loader: a folder of folders; in the one of that UUID each disk that has it has a name"},
 	{"wait", OPTION_NUMBER, AT(wait), .max = 600, .value = "SECONDS",
-	 .help = "how long the start waits for a stick that is not there yet (default: 0)"},
+	 .help = "how long the start waits for a stick that is not there yet, at most 10 where --loader says nothing "
+		 "(default: 0)"},
 	{"folder", OPTION_TEXT, AT(folder), .min = 1, .value = "PATH",
 	 .help = "where the state is while the host runs: absolute, on a tmpfs"},
 	{"schema", OPTION_TEXT, AT(schema), .min = 1, .value = "FILE", .help = "of a new database"},
@@ -244,7 +248,8 @@ static struct error *run(const struct config *config)
 	struct keeper_options wanted = {.sticks = sticks,
 					.stick_count = (unsigned)config->stick_count,
 					.booted = booted[0] ? booted : NULL,
-					.wait_s = config->wait,
+					.wait_s = config->loader && !booted[0] ? MIN(config->wait, WAIT_UNKNOWN_S)
+									       : config->wait,
 					.folder = config->folder,
 					.schema = config->schema,
 					.hardware = hardware,

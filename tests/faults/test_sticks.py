@@ -226,6 +226,12 @@ def test_the_start_waits_for_a_slow_stick(host: Host, rack: Rack) -> None:
     assert host.status()["written"] == 0
 
 
+def test_a_stick_that_nobody_promised_is_not_waited_for(host: Host, rack: Rack) -> None:
+    """No boot loader said anything (PXE): the host is up long before --wait is over (start() gives it 30 s), in memory."""
+    host.start("--loader", str(rack.folder / "no such variable"), "--esps", str(rack.esps), "--wait", "90")
+    assert host.change(name="memory") == "memory" and host.status()["state"] == "absent"
+
+
 def test_a_stick_that_comes_late_with_the_state(host: Host, rack: Rack) -> None:
     """Nothing was changed since the host started: it becomes the host of the stick, and the server serves its database."""
     stick = rack.blank("late")

@@ -8,6 +8,7 @@
 #include "stick/fat.h"
 #include "stick/gpt.h"
 #include "stick/guest.h"
+#include "stick/slots.h"
 #include "stick/uki.h"
 
 #include "base/cleanup.h"
@@ -186,6 +187,13 @@ static void look(void)
 		err = fat_read(fat, "glint/host.toml", 65536, &text, &len);
 		if (!err)
 			free(text);
+	}
+	error_free(err);
+	struct slots slots;
+	err = slots_list(fat, &slots);
+	for (unsigned i = 0; !err && i < slots.count; i++) {
+		error_free(slots_bless(fat, &slots.list[i]));
+		error_free(slots_remove(fat, &slots.list[i]));
 	}
 	error_free(err);
 	fat_close(fat);

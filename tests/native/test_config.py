@@ -69,6 +69,7 @@ class Configured:
         """What the step said; it has not failed."""
         done = subprocess.run([CONFIG, "--step", name, "--folder", self.folder, "--networkd", self.networkd, "--timesyncd", self.timesyncd,
                                "--database", self.host.folder / "db.sock", "--id", self.host.folder / "identity/id",
+                               "--ibft", self.folder.parent / "ibft",
                                "--patience", str(patience)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stderr
@@ -160,7 +161,7 @@ def test_what_is_missing_is_said(configured: Configured) -> None:
     configured.apply('[[network]]\nname = "lan"\ndevice = [\n "52:54:00:99:99:99",\n "lo" ]\n')
     words = configured.step("look")
     assert "host.toml, line 4: there is no network device '52:54:00:99:99:99'; there are: " in words and "line 5" not in words
-    assert re.search("the network is not as it should be: lan: (no address|no device has a carrier)", words)
+    assert "the network is not as it should be: lan: no device of it has a carrier\n" in words
 
 
 # A network namespace and the host's own systemd-networkd in it, with a cable that ends beside it.
@@ -174,7 +175,18 @@ ip link set lo up; ip link add uplink0 type veth peer name far; ip link set far 
 SYSTEMD_LOG_LEVEL=info SYSTEMD_LOG_TARGET=console chroot $root /usr/lib/systemd/systemd-networkd &
 for i in $(seq 100); do ip -6 addr show uplink0 | grep -q 2001:db8::7 && ip route | grep -q default && break; sleep 0.1; done
 ip addr show uplink0; ip route; ip -6 route
+mount -t sysfs -o ro sysfs /sys; "$3" --step look --folder "$4" --patience 0; ip link set far down; "$3" --step look --folder "$4" --patience 0
 """
+
+
+def run_networkd(configured: Configured) -> str:
+    """What it, the kernel and glint-config say; networkd has understood every line."""
+    root = subprocess.run([CLONE / "tools/debroot", CLONE / "image/root"], check=True, capture_output=True, text=True).stdout.strip()
+    done = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", IN_NAMESPACE, "sh", root, configured.networkd,
+                           CONFIG, configured.folder], capture_output=True, text=True, timeout=60)
+    words = done.stdout + done.stderr
+    assert not re.search(r"Unknown|[Ff]ailed to parse|Invalid|ignoring assignment", words), words
+    return words
 
 
 def test_networkd_takes_it(configured: Configured) -> None:
@@ -182,13 +194,30 @@ def test_networkd_takes_it(configured: Configured) -> None:
     machine's kernel may not have: tests/stick/test_host_toml.py.)"""
     plain = 'device = "uplink0"\nipv4 = "192.0.2.77/24"\nipv6 = "2001:db8::7/64"\ngateway = ["192.0.2.1", "fe80::1"]\nmtu = 1400'
     configured.apply(GOOD.replace('device = "eth9"', plain))
-    root = subprocess.run([CLONE / "tools/debroot", CLONE / "image/root"], check=True, capture_output=True, text=True).stdout.strip()
-    done = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", IN_NAMESPACE, "sh", root, configured.networkd],
-                          capture_output=True, text=True, timeout=60)
-    words = done.stdout + done.stderr
-    assert not re.search(r"Unknown|[Ff]ailed to parse|Invalid|ignoring assignment", words), words
-    for seen in ("mtu 1400", "inet 192.0.2.77/24", "inet6 2001:db8::7/64", "default via 192.0.2.1 dev uplink0", "default via fe80::1 dev uplink0"):
+    words = run_networkd(configured)
+    for seen in ("mtu 1400", "inet 192.0.2.77/24", "inet6 2001:db8::7/64", "default via 192.0.2.1 dev uplink0", "default via fe80::1 dev uplink0",
+                 ", plain: uplink0 192.0.2.77\n", ", plain: no device of it has a carrier\n"):
         assert seen in words, words
+
+
+def test_booted_over_iscsi(configured: Configured) -> None:
+    """The device to the host's disk is in no network of host.toml, and networkd takes what is said of it."""
+    for number, values in enumerate(({"mac": "02:00:00:00:00:07", "dhcp": "192.0.2.1", "primary-dns": "192.0.2.53"},
+                                     {"mac": "02:00:00:00:00:08", "primary-dns": "192.0.2.53", "secondary-dns": "x\nDHCP=yes"},
+                                     {"mac": "none"})):
+        device = configured.folder.parent / f"ibft/ethernet{number}"
+        device.mkdir(parents=True)
+        for name, value in values.items():
+            (device / name).write_text(value + "\n")
+    plain = 'device = "uplink0"\nipv4 = "192.0.2.77/24"\nipv6 = "2001:db8::7/64"\ngateway = ["192.0.2.1", "fe80::1"]'
+    words = configured.apply(GOOD.replace('device = "eth9"', plain))
+    assert "this host's disk is reached over iSCSI" in words
+    files = {path.name: path.read_text() for path in configured.networkd.iterdir() if path.name.startswith("05-")}
+    assert set(files) == {"05-glint-iscsi0.network", "05-glint-iscsi1.network"} and sorted(configured.networkd.iterdir())[0].name in files
+    assert re.search(r"PermanentMACAddress=02:00:00:00:00:07\n.*DHCP=ipv4\nKeepConfiguration=yes\n", files["05-glint-iscsi0.network"], re.S)
+    assert "DNS=" not in re.sub("MulticastDNS=", "", files["05-glint-iscsi0.network"])
+    assert re.search(r"02:00:00:00:00:08\n.*DHCP=no\n.*\nDNS=192.0.2.53\n\n", files["05-glint-iscsi1.network"], re.S)
+    run_networkd(configured)
 
 
 def test_check(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
-"""glint-console: one program on several terminals. Pseudo-terminals stand for the host's screen and serial port."""
+"""glint-console: the host's first screen, and the console of a guest. Pseudo-terminals stand for the host's screen and
+serial port, a socket for the guest's; the name and the network it shows are those of namespaces made for it."""
 
+import json
 import os
 import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,110 +15,164 @@ from pathlib import Path
 
 import pytest
 
-CONSOLE = Path(__file__).resolve().parents[2] / "build/release/image/glint-console"
+CONSOLE = Path(__file__).resolve().parents[2] / "build/release/node/console/glint-console"
+HEALTH = Path("/run/glint/health.json")
+GUEST = Path("/run/glint-guest/console")
 
 
-class Terminals:
-    """glint-console with a command and two terminals; `screen` and `serial` are the ends a person sits at."""
+class Host:
+    """glint-console with two terminals; `screen` and `serial` are the ends a person sits at."""
 
-    def __init__(self, *command: str):
+    def __init__(self) -> None:
         self.screen, screen_end = pty.openpty()
         self.serial, serial_end = pty.openpty()
         read_end, self.never_written = os.pipe()  # no terminal at all: what a missing device looks like
         # LISTEN_FDS=3 as systemd does it; the shell moves the descriptors to 3, 4 and 5.
         moves = f"exec 13<&{screen_end} 14<&{serial_end} 15<&{read_end}; exec 3<>/dev/fd/13 4<>/dev/fd/14 5<&15"
         self.process = subprocess.Popen(
-            ["bash", "-c", f"{moves}; LISTEN_FDS=3 exec \"$@\"", "bash", CONSOLE, *command],
+            ["unshare", "--uts", "--net", "bash", "-c", f"{moves}; hostname first; LISTEN_FDS=3 exec {CONSOLE}"],
             pass_fds=(screen_end, serial_end, read_end), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for end in (screen_end, serial_end, read_end):
             os.close(end)
+
+    def run(self, *command: str) -> None:
+        """On that host: its name and its network."""
+        subprocess.run(["nsenter", "-t", str(self.process.pid), "--uts", "--net", *command], check=True)
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
 
 
+class Guest:
+    """What glint-vmm is to it: somebody who listens where the guest's serial port is."""
+
+    def __init__(self) -> None:
+        GUEST.unlink(missing_ok=True)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(GUEST))
+        time.sleep(0.3)  # the name is there before anybody listens
+        self.listener.listen()
+        self.listener.settimeout(10)
+        self.port, _ = self.listener.accept()
+        self.port.settimeout(10)
+
+    def poweroff(self) -> None:
+        GUEST.unlink()
+        self.listener.close()
+        self.port.close()
+
+
 @pytest.fixture
-def terminals() -> Iterator[type]:
-    started: list[Terminals] = []
+def host() -> Iterator[Host]:
+    for file in (HEALTH, GUEST):
+        file.parent.mkdir(exist_ok=True)
+        file.unlink(missing_ok=True)
+    started = Host()
+    yield started
+    started.close()
 
-    def start(*command: str) -> Terminals:
-        started.append(Terminals(*command))
-        return started[-1]
 
-    yield start
-    for one in started:
-        one.close()
+def say_health(**health: str) -> None:
+    new = HEALTH.with_suffix(".new")
+    new.write_text(json.dumps(health))
+    new.rename(HEALTH)
 
 
 def expect(terminal: int, pattern: bytes, timeout: float = 10) -> bytes:
     seen, until = b"", time.monotonic() + timeout
     while not re.search(pattern, seen):
-        ready, _, _ = select.select([terminal], [], [], until - time.monotonic())
+        ready, _, _ = select.select([terminal], [], [], max(0, until - time.monotonic()))
         assert ready, f"{pattern!r} did not come, but {seen!r}"
         seen += os.read(terminal, 4096)
     return seen
 
 
-def test_output_reaches_all_and_input_comes_from_any(terminals) -> None:
-    both = terminals("sh", "-c", "while read -r line; do echo got $line; done")
-    for terminal in (both.screen, both.serial):
-        expect(terminal, rb"glint: host up \d+\.\d{3} s .*memory in use \d+ of \d+ MiB\r\n")
-    for typed_at, word in ((both.screen, b"one"), (both.serial, b"two")):
-        os.write(typed_at, word + b"\n")
-        for terminal in (both.screen, both.serial):
-            expect(terminal, b"got " + word)
+def test_facts_are_said_as_they_change(host: Host) -> None:
+    for terminal in (host.screen, host.serial):
+        expect(terminal, rb"glint: host up \d+\.\d{3} s .*memory in use [1-9]\d* of [1-9]\d* MiB\r\n"
+                         rb"glint: this is first, Glint [^\r]*\r\nglint: it has no address\r\n")
+    say_health(durability="memory", why="it was pulled \x1b[2J")
+    expect(host.serial, rb"glint: the host's state is in memory only: it was pulled \?\[2J\r\n")
+    say_health(durability="stick", why="")
+    expect(host.serial, rb"glint: the host's state is kept on its stick\r\n")
+    host.run("hostname", "branch-7")
+    expect(host.serial, rb"glint: this is branch-7, Glint")
+    host.run("sh", "-c", "ip link add lan type veth peer name far && ip link set far up && ip link set lan up && ip addr add 192.0.2.7/24 dev lan"
+                         " && ip addr add 2001:db8::7/64 dev lan nodad")
+    expect(host.serial, rb"glint: its addresses are lan 192\.0\.2\.7/24, lan 2001:db8::7/64\r\n")
+    host.run("ip", "link", "del", "lan")
+    expect(host.serial, rb"glint: it has no address\r\n")
+    # All of it, after some quiet, and when a person asks.
+    for ask in (b"", b"\r"):
+        os.write(host.screen, ask)
+        expect(host.serial, rb"\r\n  this is branch-7, [^\r]*\r\n  it has no address\r\n  the host's state is kept on its stick\r\n"
+                            rb"  host up [^\r]*\r\n  Enter shows this", 20)
+    assert b"branch-7" in stop(host)
 
 
-def test_guest_bytes_pass_unchanged_and_ctrl_c_is_the_guests(terminals) -> None:
-    both = terminals("sh", "-c", r"printf 'a\nb\r\n'; cat")
-    assert b"a\nb\r\n" in expect(both.screen, rb"b\r\n")
-    os.write(both.screen, b"\x03\x1c")
-    expect(both.serial, rb"\x03\x1c")
-    assert both.process.poll() is None
+def stop(host: Host) -> bytes:
+    host.process.send_signal(signal.SIGTERM)
+    _, journal = host.process.communicate(timeout=10)
+    assert host.process.returncode == 0
+    return journal
 
 
-def test_words_of_the_monitor_reach_terminals_and_journal(terminals) -> None:
-    both = terminals("sh", "-c", "printf '<3>no disk\\nplain\\n' >&2; exit 7")
-    assert b"\r\nno disk\r\nplain\r\n" in expect(both.serial, rb"plain\r\n")
-    _, journal = both.process.communicate(timeout=10)
-    assert b"<3>no disk\nplain\n" in journal
-    assert both.process.returncode == 7
-
-
-def test_a_burst_is_not_lost(terminals) -> None:
-    both = terminals("sh", "-c", "head -c 100000 /dev/zero | tr '\\0' x; echo; echo the end; sleep 60")
-    time.sleep(1)  # nobody reads meanwhile
-    for terminal in (both.screen, both.serial):
-        assert expect(terminal, rb"the end").count(b"x") == 100000
-
-
-def test_a_terminal_nobody_reads_holds_nothing_up(terminals) -> None:
-    both = terminals("sh", "-c", "head -c 1000000 /dev/zero | tr '\\0' x; read -r line; echo got $line; sleep 60")
-    expect(both.screen, rb"x{1000}")  # the serial end is full all the while
-    while select.select([both.screen], [], [], 0.5)[0]:
-        os.read(both.screen, 65536)
-    os.write(both.screen, b"word\n")
-    expect(both.screen, rb"got word")
-
-
-def test_a_terminal_that_goes_away_is_left_out(terminals) -> None:
-    both = terminals("sh", "-c", "while read -r line; do echo got $line; done")
-    expect(both.serial, rb"glint: host up .*\n")
-    os.close(both.serial)
+def test_a_guest_has_the_terminals(host: Host) -> None:
+    """Its bytes pass unchanged both ways, Ctrl-C too; one key is the host's; the next guest has them after it."""
+    expect(host.serial, rb"glint: host up")
     for word in (b"one", b"two"):
-        os.write(both.screen, word + b"\n")
-        expect(both.screen, b"got " + word)
+        guest = Guest()
+        guest.port.sendall(b"a\nb\r\n" + word)
+        for terminal in (host.screen, host.serial):
+            assert b"a\nb\r\n" + word in expect(terminal, word)
+        os.write(host.screen, b"\x03\x1c\r")
+        assert guest.port.recv(16) == b"\x03\x1c\r"
+        os.write(host.serial, b"\x1d")
+        expect(host.screen, rb"(?s)  this is first, .*\r\n  Here is a guest's console")
+        os.write(host.serial, b"typed")
+        assert guest.port.recv(16) == b"typed"
+        guest.poweroff()
+        for terminal in (host.screen, host.serial):
+            expect(terminal, rb"glint: the guest has ended")
+    expect(host.serial, rb"  this is first", 20)
 
 
-def test_end_and_signals(terminals) -> None:
-    both = terminals("true")
-    expect(both.screen, rb"glint: the guest has ended")
-    assert both.process.wait(10) == 0
-    told = terminals("sh", "-c", "trap 'exit 5' TERM; echo ready; while :; do sleep 0.1; done")
-    expect(told.screen, b"ready")
-    told.process.send_signal(signal.SIGTERM)
-    assert told.process.wait(10) == 5
-    missing = terminals("/nonexistent/program")
-    expect(missing.screen, rb"cannot run /nonexistent/program")
-    assert missing.process.wait(10) == 127
+def test_a_burst_is_not_lost(host: Host) -> None:
+    expect(host.serial, rb"glint: host up")
+    guest = Guest()
+    guest.port.sendall(b"x" * 100000 + b"the end")
+    time.sleep(1)  # nobody reads meanwhile
+    for terminal in (host.screen, host.serial):
+        assert expect(terminal, rb"the end").count(b"x") >= 100000
+
+
+def test_a_terminal_nobody_reads_holds_nothing_up(host: Host) -> None:
+    guest = Guest()
+    guest.port.sendall(b"x" * 1000000)  # the serial end is full all the while
+    expect(host.screen, rb"x{1000}")
+    while select.select([host.screen], [], [], 0.5)[0]:
+        os.read(host.screen, 65536)
+    os.write(host.screen, b"word")
+    assert guest.port.recv(16) == b"word"
+    guest.port.sendall(b"got it")
+    expect(host.screen, rb"got it")
+
+
+def test_a_terminal_that_goes_away_is_left_out(host: Host) -> None:
+    expect(host.serial, rb"glint: host up .*\n")
+    os.close(host.serial)
+    guest = Guest()
+    for word in (b"one", b"two"):
+        guest.port.sendall(word)
+        expect(host.screen, word)
+
+
+def test_nobody_behind_the_name(host: Host) -> None:
+    """What a monitor that was killed leaves: a socket that nobody listens at."""
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(GUEST))
+    time.sleep(0.5)
+    os.write(host.screen, b"\r")
+    expect(host.screen, rb"Enter shows this")
+    stop(host)
