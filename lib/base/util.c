@@ -8,7 +8,9 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdckdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -136,6 +138,20 @@ struct error *read_file(const char *path, size_t max, char **buf, size_t *len)
 	*len = (size_t)st.st_size;
 	*buf = steal_ptr(&data);
 	return NULL;
+}
+
+struct error *put_file(int folder, const char *name, const void *data, size_t len, mode_t mode)
+{
+	char temporary[PATH_MAX];
+
+	if (snprintf(temporary, sizeof(temporary), "%s.new", name) >= (int)sizeof(temporary))
+		return error_new(ENAMETOOLONG, "write %s", name);
+	unlinkat(folder, temporary, 0);
+	cleanup_fd int fd = openat(folder, temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode);
+	if (fd < 0 || fchmod(fd, mode) < 0)
+		return error_new(errno, "make %s", temporary);
+	TRY(write_all(fd, data, len, temporary));
+	return renameat(folder, temporary, folder, name) < 0 ? error_new(errno, "rename %s", temporary) : NULL;
 }
 
 unsigned json_nesting(const char *text, size_t len)

@@ -73,6 +73,12 @@ static inline bool range_inside(uint64_t offset, uint64_t len, uint64_t size)
 [[nodiscard]] struct error *read_file(const char *path, size_t max, char **buf, size_t *len);
 
 /*
+ * Writes a file that appears as a whole or not at all (until a power cut: nothing is flushed). @name is below the
+ * folder @folder (AT_FDCWD: the working one); NAME.new is used beside it.
+ */
+[[nodiscard]] struct error *put_file(int folder, const char *name, const void *data, size_t len, mode_t mode);
+
+/*
  * How deep brackets are nested outside strings in @len bytes of JSON: to be bounded before a parser recurses. Text that
  * is no JSON gets some number.
  */

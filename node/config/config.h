@@ -27,8 +27,6 @@
  */
 [[nodiscard]] struct error *ibft_write(const char *ibft, int folder, unsigned *count);
 
-/* Writes the file @name into @folder, as a whole or not at all. */
-[[nodiscard]] struct error *put_file(int folder, const char *name, const char *text, size_t len);
 /* It need not be there. */
 void remove_file(int folder, const char *name);
 

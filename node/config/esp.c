@@ -50,7 +50,7 @@ static struct error *copy(const char *path, int folder, bool *found)
 		len += (size_t)n;
 	if (len <= HOSTCONFIG_TEXT_MAX && n < 0)
 		return error_new(errno, "read glint/host.toml of the stick");
-	return put_file(folder, "host.toml", text, len);
+	return put_file(folder, "host.toml", text, len, 0644);
 }
 
 struct error *esp_fetch(int folder, unsigned wait_s, bool *found)

@@ -56,7 +56,7 @@ static struct error *write_device(const char *ibft, unsigned i, const char *mac,
 	n += (size_t)snprintf(text + n, sizeof(text) - n, "\n[DHCPv4]\nClientIdentifier=mac\nUseHostname=no\n");
 	/* Before those of host.toml: the first that matches a device is its. */
 	snprintf(name, sizeof(name), "05-glint-iscsi%u.network", i);
-	return put_file(folder, name, text, n);
+	return put_file(folder, name, text, n, 0644);
 }
 
 struct error *ibft_write(const char *ibft, int folder, unsigned *count)

@@ -222,7 +222,7 @@ static struct error *write_json(const struct hostconfig *c, int folder)
 				 admins, "pools", pools);
 	cleanup_free char *text = json_dumps(json, JSON_INDENT(1));
 	json_decref(json);
-	return text ? put_file(folder, "host.json", text, strlen(text)) : error_new(ENOMEM, "write host.json");
+	return text ? put_file(folder, "host.json", text, strlen(text), 0644) : error_new(ENOMEM, "write host.json");
 }
 
 static struct error *write_time(const struct hostconfig *c, const char *path)
@@ -238,7 +238,7 @@ static struct error *write_time(const struct hostconfig *c, const char *path)
 	for (size_t i = 0; i < c->time_servers.count && n < sizeof(text); i++)
 		n += (size_t)snprintf(text + n, sizeof(text) - n, "%s%s", i ? " " : "", c->time_servers.list[i]);
 	n += n < sizeof(text) ? (size_t)snprintf(text + n, sizeof(text) - n, "\n") : 0;
-	return n < sizeof(text) ? put_file(folder, "10-glint.conf", text, n)
+	return n < sizeof(text) ? put_file(folder, "10-glint.conf", text, n, 0644)
 				: error_new(E2BIG, "write the time servers");
 }
 
@@ -281,10 +281,10 @@ static struct error *apply(const struct config *o)
 	remove_file(folder, "hostname");
 	remove_file(folder, "accepted.toml");
 	if (c->name)
-		TRY(put_file(folder, "hostname", c->name, strlen(c->name)));
-	TRY(put_file(folder, "in-use.toml", text, strlen(text)));
+		TRY(put_file(folder, "hostname", c->name, strlen(c->name), 0644));
+	TRY(put_file(folder, "in-use.toml", text, strlen(text), 0644));
 	if (fresh)
-		TRY(put_file(folder, "accepted.toml", text, strlen(text)));
+		TRY(put_file(folder, "accepted.toml", text, strlen(text), 0644));
 	TRY(write_json(c, folder));
 	log_info("configured%s%s: %zu networks", c->name ? " as " : "", c->name ? c->name : "", c->network_count);
 	return NULL;

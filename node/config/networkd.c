@@ -24,19 +24,6 @@
 
 #define PREFIX "10-glint-"
 
-struct error *put_file(int folder, const char *name, const char *text, size_t len)
-{
-	char temporary[128];
-
-	snprintf(temporary, sizeof(temporary), ".%s.new", name);
-	unlinkat(folder, temporary, 0);
-	cleanup_fd int fd = openat(folder, temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);
-	if (fd < 0)
-		return error_new(errno, "write %s", name);
-	TRY(write_all(fd, text, len, name));
-	return renameat(folder, temporary, folder, name) < 0 ? error_new(errno, "write %s", name) : NULL;
-}
-
 void remove_file(int folder, const char *name)
 {
 	unlinkat(folder, name, 0);
@@ -75,7 +62,8 @@ static struct error *file_done(struct file *f, int folder)
 {
 	bool failed = ferror(f->out) != 0;
 	bool good = fclose(f->out) == 0 && !failed;
-	struct error *err = good ? put_file(folder, f->name, f->text, f->len) : error_new(ENOMEM, "write %s", f->name);
+	struct error *err =
+		good ? put_file(folder, f->name, f->text, f->len, 0644) : error_new(ENOMEM, "write %s", f->name);
 
 	free(f->text);
 	return err;

@@ -150,16 +150,13 @@ struct error *identity_id(const struct buffer *identity, char **id)
 	return *id ? NULL : error_new(ENOMEM, "read the host's identity");
 }
 
-static struct error *put_file(const char *folder, const char *name, const char *text, mode_t mode)
+static struct error *publish(const char *folder, const char *name, const char *text, mode_t mode)
 {
 	cleanup_free char *path = NULL;
 
 	if (asprintf(&path, "%s/%s", folder, name) < 0)
 		return error_new(ENOMEM, "publish the host's identity");
-	cleanup_fd int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, mode);
-	if (fd < 0)
-		return error_new(errno, "write %s", path);
-	return write_all(fd, text, strlen(text), path);
+	return put_file(AT_FDCWD, path, text, strlen(text), mode);
 }
 
 struct error *identity_publish(const struct buffer *identity, const char *folder)
@@ -169,6 +166,6 @@ struct error *identity_publish(const struct buffer *identity, const char *folder
 	TRY(parse(identity, &json));
 	if (mkdir(folder, 0755) < 0 && errno != EEXIST)
 		return error_new(errno, "make %s", folder);
-	TRY(put_file(folder, "id", json_string_value(json_object_get(json, "id")), 0644));
-	return put_file(folder, "key.pem", json_string_value(json_object_get(json, "key")), 0600);
+	TRY(publish(folder, "id", json_string_value(json_object_get(json, "id")), 0644));
+	return publish(folder, "key.pem", json_string_value(json_object_get(json, "key")), 0600);
 }

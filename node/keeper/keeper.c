@@ -89,21 +89,6 @@ static struct error *path_in(const struct keeper *k, const char *name, char path
 		       : error_new(ENAMETOOLONG, "use %s", k->options.folder);
 }
 
-/* Appears as a whole or not at all. */
-static struct error *put_file(const char *path, const void *data, size_t len, mode_t mode)
-{
-	char temporary[PATH_MAX];
-
-	if (snprintf(temporary, sizeof(temporary), "%s.new", path) >= (int)sizeof(temporary))
-		return error_new(ENAMETOOLONG, "write %s", path);
-	unlink(temporary);
-	cleanup_fd int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
-	if (fd < 0 || fchmod(fd, mode) < 0)
-		return error_new(errno, "make %s", temporary);
-	TRY(write_all(fd, data, len, temporary));
-	return rename(temporary, path) < 0 ? error_new(errno, "rename %s", temporary) : NULL;
-}
-
 static struct error *mark_path(const struct keeper *k, unsigned stick, char path[PATH_MAX])
 {
 	char name[32];
@@ -122,7 +107,7 @@ static void save_marks(struct keeper *k)
 			continue;
 		k->marks[i] = mark;
 		struct error *err = mark_path(k, i, path);
-		log_error(err ? err : put_file(path, &mark, sizeof(mark), 0600));
+		log_error(err ? err : put_file(AT_FDCWD, path, &mark, sizeof(mark), 0600));
 	}
 }
 
@@ -282,7 +267,7 @@ static struct error *write_health(struct keeper *k, char *text)
 	char path[PATH_MAX];
 
 	TRY(path_in(k, "health.json", path));
-	return put_file(path, text, strlen(text), 0644);
+	return put_file(AT_FDCWD, path, text, strlen(text), 0644);
 }
 
 /* What changed about durability is told at once, figures once a second. */
@@ -523,11 +508,11 @@ static struct error *put_state(struct keeper *k, const struct buffer *database)
 	cleanup_free char *id = NULL;
 
 	TRY(path_in(k, "keeper.identity", path));
-	TRY(put_file(path, k->identity.data, k->identity.len, 0600));
+	TRY(put_file(AT_FDCWD, path, k->identity.data, k->identity.len, 0600));
 	TRY(path_in(k, "identity", folder));
 	TRY(identity_publish(&k->identity, folder));
 	/* The last: from here on the state is live. */
-	TRY(put_file(k->file, database->data, database->len, 0660));
+	TRY(put_file(AT_FDCWD, k->file, database->data, database->len, 0660));
 	TRY(identity_id(&k->identity, &id));
 	log_info("this host is %s", id);
 	database_free(steal_ptr(&k->database));
@@ -645,7 +630,7 @@ static struct error *start_sticks(struct keeper *k, bool live)
 				return error_new(EBADMSG, "read %s", path);
 			memcpy(&options.mark, text, len);
 		} else {
-			TRY(put_file(path, &options.mark, sizeof(options.mark), 0600));
+			TRY(put_file(AT_FDCWD, path, &options.mark, sizeof(options.mark), 0600));
 		}
 		k->marks[i] = options.mark;
 		TRY(stick_new(&k->sticks[i], k->loop, &options));
