@@ -1,6 +1,6 @@
 /*
- * Facts about the host; see facts.h. It reads the host's name, its addresses, os-release, /proc/meminfo, the keeper's
- * health file, and the names of what systemd-pstore took from the firmware.
+ * Facts about the host; see facts.h. It reads the host's name, its addresses, os-release, /proc/meminfo, what
+ * glint-health and the keeper say in their files, and the names of what systemd-pstore took from the firmware.
  */
 #include "node/console/facts.h"
 
@@ -19,8 +19,9 @@
 
 #define OS_RELEASE  "/usr/lib/os-release"
 #define MEMINFO     "/proc/meminfo"
-#define CRASHES     "/var/lib/systemd/pstore" /* a folder each, named by its time: systemd-pstore(8) */
-#define HEALTH_FILE "/run/glint/health.json"  /* docs/state-on-flash.md */
+#define CRASHES     "/var/lib/systemd/pstore"       /* a folder each, named by its time: systemd-pstore(8) */
+#define STATE_FILE  "/run/glint/health.json"        /* docs/state-on-flash.md */
+#define HEALTH_FILE "/run/glint-health/health.json" /* docs/update.md */
 
 /* What follows @field in the file at @path, up to the end of the line, without quotes. (A file of /proc has no size.)
  */
@@ -101,9 +102,24 @@ static void read_addresses(char line[FACT_BYTES])
 		snprintf(line, FACT_BYTES, "it has no address");
 }
 
+/* Nothing, until it is known. */
+static void read_health(char line[FACT_BYTES])
+{
+	json_t *found = json_load_file(HEALTH_FILE, 0, NULL);
+	const json_t *healthy = json_object_get(found, "healthy");
+	const char *why = json_string_value(json_object_get(found, "why"));
+
+	line[0] = '\0';
+	if (json_is_true(healthy))
+		snprintf(line, FACT_BYTES, "it is healthy");
+	else if (json_is_false(healthy))
+		snprintf(line, FACT_BYTES, "it is NOT healthy: %.200s", why ? why : "");
+	json_decref(found);
+}
+
 static void read_state(char line[FACT_BYTES])
 {
-	json_t *health = json_load_file(HEALTH_FILE, 0, NULL);
+	json_t *health = json_load_file(STATE_FILE, 0, NULL);
 	const char *durability = json_string_value(json_object_get(health, "durability"));
 	const char *why = json_string_value(json_object_get(health, "why"));
 
@@ -135,6 +151,7 @@ void facts_read(char facts[FACTS][FACT_BYTES])
 {
 	read_name(facts[FACT_NAME]);
 	read_addresses(facts[FACT_ADDRESSES]);
+	read_health(facts[FACT_HEALTH]);
 	read_state(facts[FACT_STATE]);
 	read_crash(facts[FACT_CRASH]);
 	for (unsigned i = 0; i < FACTS; i++)

@@ -6,7 +6,7 @@
 
 #define FACT_BYTES 320
 
-enum { FACT_NAME, FACT_ADDRESSES, FACT_STATE, FACT_CRASH, FACTS };
+enum { FACT_NAME, FACT_ADDRESSES, FACT_HEALTH, FACT_STATE, FACT_CRASH, FACTS };
 
 /* Reads them: a line each, printable whatever it is made from, without a line end; "" where nothing is known yet. */
 void facts_read(char facts[FACTS][FACT_BYTES]);

@@ -8,7 +8,7 @@
  * A carried guest that is given the console (docs/stick.md) has its serial port at the socket GUEST_SOCKET: as long as
  * something listens there, the terminals are the guest's, every key but one, which shows the host's facts.
  *
- *	tty1  <--+                   +--> facts: name, addresses, state
+ *	tty1  <--+                   +--> facts: name, addresses, health, state
  *	ttyS0 <--+-- glint-console --+
  *	         +                   +--> /run/glint-guest/console, a guest's serial port
  *
@@ -34,11 +34,10 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#define FIRST_FD      3 /* sd_listen_fds(3): SD_LISTEN_FDS_START */
-#define HEALTH_FOLDER "/run/glint"
-#define GUEST_FOLDER  "/run/glint-guest"
-#define GUEST_SOCKET  GUEST_FOLDER "/console"
-#define HOST_KEY      0x1d /* Ctrl-] */
+#define FIRST_FD     3 /* sd_listen_fds(3): SD_LISTEN_FDS_START */
+#define GUEST_FOLDER "/run/glint-guest"
+#define GUEST_SOCKET GUEST_FOLDER "/console"
+#define HOST_KEY     0x1d /* Ctrl-] */
 
 #define MS           UINT64_C(1000000)
 #define QUIET_NS     (5000 * MS) /* without a change, until all of it is shown */
@@ -211,14 +210,14 @@ static void stop(void *arg, int fd, uint32_t events)
 
 static struct error *watch_files(void)
 {
+	static const char *const folders[] = {"/run/glint", "/run/glint-health", GUEST_FOLDER};
+
 	console.inotify = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
 	if (console.inotify < 0)
 		return error_new(errno, "watch files");
-	for (unsigned i = 0; i < 2; i++) {
-		const char *folder = i ? GUEST_FOLDER : HEALTH_FOLDER;
-		if (inotify_add_watch(console.inotify, folder, IN_CREATE | IN_MOVED_TO | IN_DELETE) < 0)
-			log_warn("%s is not there: its changes are not seen", folder);
-	}
+	for (unsigned i = 0; i < ARRAY_SIZE(folders); i++)
+		if (inotify_add_watch(console.inotify, folders[i], IN_CREATE | IN_MOVED_TO | IN_DELETE) < 0)
+			log_warn("%s is not there: its changes are not seen", folders[i]);
 	return loop_add_fd(console.loop, console.inotify, EPOLLIN, file_changed, NULL, NULL);
 }
 

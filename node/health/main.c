@@ -7,7 +7,8 @@
  *       one known to be good,    the host stays up, and says what is wrong: a restart would not make it better. It is
  *       or the only one there    looked at again until it is healthy
  *
- * Healthy is who was so twice in a row: a daemon that dies at once is not taken for one that works.
+ * Healthy is who was so twice in a row: a daemon that dies at once is not taken for one that works. What was found last
+ * is in a file for others (the first screen): {"version": 1, "healthy": BOOL, "why": "..."}.
  *
  * It may touch: what health.h says, and systemd, which it asks for the restart.
  */
@@ -19,6 +20,8 @@
 #include "option/option.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <string.h>
@@ -31,7 +34,7 @@
 struct health {
 	struct checks checks;
 	struct places places;
-	const char *restart;
+	const char *restart, *said;
 	unsigned deadline;
 	bool help, version;
 };
@@ -55,6 +58,7 @@ static const struct option options[] = {
 	{"esps", OPTION_TEXT, AT(places.esps), .min = 1, .value = "PATH", .help = "ESPs, in folders of their ids"},
 	{"sys", OPTION_TEXT, AT(places.sys), .min = 1, .value = "PATH", .help = "block devices by number"},
 	{"restart", OPTION_TEXT, AT(restart), .min = 1, .value = "FILE", .help = "systemctl, which restarts the host"},
+	{"said", OPTION_TEXT, AT(said), .min = 1, .value = "FILE", .help = "gets what was found"},
 	{"version", OPTION_FLAG, AT(version), .help = "print the version"},
 	{"help", OPTION_FLAG, AT(help), .aka = "h", .help = "print this"},
 	{NULL},
@@ -131,6 +135,17 @@ static void not_healthy(const struct health *h, const struct running *running, b
 		restart(h);
 }
 
+/* @why: of what is not healthy, else NULL. */
+static void tell(const struct health *h, const struct error *why)
+{
+	json_t *json = json_pack("{s:i, s:b, s:s}", "version", 1, "healthy", !why, "why", why ? error_text(why) : "");
+	cleanup_free char *text = json ? json_dumps(json, 0) : NULL;
+
+	json_decref(json);
+	log_error(text ? put_file(AT_FDCWD, h->said, text, strlen(text), 0644)
+		       : error_new(ENOMEM, "write %s", h->said));
+}
+
 static void watch(const struct health *h)
 {
 	struct running running = {};
@@ -144,11 +159,13 @@ static void watch(const struct health *h)
 		struct error *no_slot = good == 2 || up_s() >= h->deadline ? running_find(&h->places, &running) : NULL;
 		if (good == 2) {
 			healthy(h, &running, no_slot);
+			tell(h, NULL);
 			error_free(no_slot);
 			return;
 		}
 		if (why && up_s() >= h->deadline && !said) {
 			said = true;
+			tell(h, why);
 			not_healthy(h, &running, !no_slot, why);
 		}
 		error_free(no_slot);
@@ -170,6 +187,7 @@ int main(int argc, char **argv)
 				      .esps = ESP_FOLDER,
 				      .sys = "/sys/dev/block"},
 			   .restart = "/usr/bin/systemctl",
+			   .said = "/run/glint-health/health.json",
 			   .deadline = 120};
 
 	log_init("glint-health", LOG_LEVEL_INFO);

@@ -2,6 +2,7 @@
 
 A host's firmware variables, block devices and ESP are files in a folder; a restart is a program that notes it."""
 
+import json
 import re
 import subprocess
 import time
@@ -57,7 +58,8 @@ class Box:
     def start(self, *args: str | Path) -> subprocess.Popen:
         """The kernel's start is long past: what is not healthy now has missed the deadline."""
         where = {"keeper": "run/health.json", "database": "run/db.sock", "partition": f"efivars/LoaderDevicePartUUID-{LOADER}",
-                 "image": f"efivars/StubImageIdentifier-{LOADER}", "efivars": "efivars", "esps": "esps", "sys": "sys", "restart": "restart"}
+                 "image": f"efivars/StubImageIdentifier-{LOADER}", "efivars": "efivars", "esps": "esps", "sys": "sys", "restart": "restart",
+                 "said": "found.json"}
         options = {f"--{name}": self.folder / path for name, path in where.items()} | {"--monitor": BUILD / "vmm/glint-vmm", "--deadline": "1"}
         options |= dict(zip(args[::2], args[1::2], strict=True))
         words = [str(word) for pair in options.items() for word in pair]
@@ -81,6 +83,9 @@ class Box:
             process.kill()
         return said
 
+    def found(self) -> dict:
+        return json.loads((self.folder / "found.json").read_text())
+
     def restarts(self) -> str:
         noted = self.folder / "restarted"
         return noted.read_text() if noted.exists() else ""
@@ -101,7 +106,7 @@ OLD, SPENT = "glint_0.1.0.efi", "glint_0.1.0+0-3.efi"
 def test_healthy_slot_is_kept(box: Box) -> None:
     box.host.start()
     assert "Glint 0.2.0 is good now" in box.run()
-    assert box.slots() == [OLD, GOOD] and not box.restarts()
+    assert box.slots() == [OLD, GOOD] and not box.restarts() and box.found() == {"version": 1, "healthy": True, "why": ""}
     subprocess.run(["fsck.vfat", "-n", box.esp], check=True, stdout=subprocess.DEVNULL)
     variables = box.variables()
     assert variables["BootOrder"] == bytes([0x20, 0, 0x21, 0, 1, 0, 2, 0])
@@ -119,6 +124,7 @@ def test_slot_on_trial_restarts(box: Box) -> None:
     box.host.start_keeper()
     said = box.judge()
     assert "the host's database cannot be reached" in said and "is on trial" in said
+    assert not box.found()["healthy"] and "the host's database cannot be reached" in box.found()["why"]
     assert box.restarts() == "reboot\n" and box.slots() == before and list(box.variables()) == ["BootOrder"]
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 CONSOLE = Path(__file__).resolve().parents[2] / "build/release/node/console/glint-console"
-HEALTH = Path("/run/glint/health.json")
+STATE = Path("/run/glint/health.json")
+HEALTHY = Path("/run/glint-health/health.json")
 GUEST = Path("/run/glint-guest/console")
 
 
@@ -65,7 +66,7 @@ class Guest:
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    for file in (HEALTH, GUEST):
+    for file in (STATE, HEALTHY, GUEST):
         file.parent.mkdir(exist_ok=True)
         file.unlink(missing_ok=True)
     started = Host()
@@ -73,10 +74,10 @@ def host() -> Iterator[Host]:
     started.close()
 
 
-def say_health(**health: str) -> None:
-    new = HEALTH.with_suffix(".new")
-    new.write_text(json.dumps(health))
-    new.rename(HEALTH)
+def put(file: Path, **words: str | bool) -> None:
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(words))
+    new.rename(file)
 
 
 def expect(terminal: int, pattern: bytes, timeout: float = 10) -> bytes:
@@ -92,10 +93,14 @@ def test_facts_are_said_as_they_change(host: Host) -> None:
     for terminal in (host.screen, host.serial):
         expect(terminal, rb"glint: host up \d+\.\d{3} s .*memory in use [1-9]\d* of [1-9]\d* MiB\r\n"
                          rb"glint: this is first, Glint [^\r]*\r\nglint: it has no address\r\n")
-    say_health(durability="memory", why="it was pulled \x1b[2J")
+    put(STATE, durability="memory", why="it was pulled \x1b[2J")
     expect(host.serial, rb"glint: the host's state is in memory only: it was pulled \?\[2J\r\n")
-    say_health(durability="stick", why="")
+    put(STATE, durability="stick", why="")
     expect(host.serial, rb"glint: the host's state is kept on its stick\r\n")
+    put(HEALTHY, healthy=False, why="the database is away")
+    expect(host.serial, rb"glint: it is NOT healthy: the database is away\r\n")
+    put(HEALTHY, healthy=True, why="")
+    expect(host.serial, rb"glint: it is healthy\r\n")
     host.run("hostname", "branch-7")
     expect(host.serial, rb"glint: this is branch-7, Glint")
     host.run("sh", "-c", "ip link add lan type veth peer name far && ip link set far up && ip link set lan up && ip addr add 192.0.2.7/24 dev lan"
@@ -106,7 +111,7 @@ def test_facts_are_said_as_they_change(host: Host) -> None:
     # All of it, after some quiet, and when a person asks.
     for ask in (b"", b"\r"):
         os.write(host.screen, ask)
-        expect(host.serial, rb"\r\n  this is branch-7, [^\r]*\r\n  it has no address\r\n  the host's state is kept on its stick\r\n"
+        expect(host.serial, rb"\r\n  this is branch-7, [^\r]*\r\n  it has no address\r\n  it is healthy\r\n  the host's state is kept on its stick\r\n"
                             rb"  host up [^\r]*\r\n  Enter shows this", 20)
     assert b"branch-7" in stop(host)
 

@@ -63,7 +63,7 @@ def machine() -> Iterator[StickMachine]:
         # The keeper speaks while the guest starts, it has no network card, and it is healthy, which is said too: in whatever order.
         booting.position = 0
         booting.wait_for_all([rb"glint: the host's state is kept on its stick", rb"the network is not as it should be: no device has a carrier",
-                              rb"healthy after [^\r\n]* is good now"], 120)
+                              rb"healthy after [^\r\n]* is good now", rb"glint: it is healthy"], 120)
         yield booting
 
 
