@@ -225,6 +225,8 @@ class Tests:
         report.unlink(missing_ok=True)
         command = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", f"--rootdir={CLONE}", "-ra"]
         command += ["--tb=short", "--durations=15", "-o", "faulthandler_timeout=900", f"--junitxml={report}", *paths]
+        # /tmp is in memory, and a stick's test leaves hundreds of MiB.
+        command += ["-o", "tmp_path_retention_policy=failed"]
         if not env and any((CLONE / path).is_dir() for path in paths):
             command += ["--numprocesses", str(CPUS), "--dist", "loadfile"]
         rc = subprocess.run(command, cwd=CLONE, env=os.environ | env).returncode
