@@ -37,4 +37,7 @@ extern const struct command disk_create_command, disk_info_command, disk_map_com
 /* cli/image_*.c */
 extern const struct command image_create_command, image_inspect_command, image_edit_command, image_update_command;
 
+/* cli/host_*.c */
+extern const struct command host_support_command;
+
 #endif

@@ -7,19 +7,13 @@
 
 const struct command *const commands[] = {
 	&disk_create_command, /* one a line */
-	&disk_info_command,
-	&disk_map_command,
-	&disk_convert_command,
-	&disk_resize_command,
-	&disk_snapshot_command,
-	&disk_merge_command,
-	&disk_compact_command,
-	&disk_check_command,
-	&image_create_command,
-	&image_inspect_command,
-	&image_edit_command,
-	&image_update_command,
-	NULL, /* the end */
+	&disk_info_command,     &disk_map_command,
+	&disk_convert_command,  &disk_resize_command,
+	&disk_snapshot_command, &disk_merge_command,
+	&disk_compact_command,  &disk_check_command,
+	&image_create_command,  &image_inspect_command,
+	&image_edit_command,    &image_update_command,
+	&host_support_command,  NULL, /* the end */
 };
 
 void cli_words(const struct command *command, char *buf, size_t len)

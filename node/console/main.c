@@ -5,6 +5,9 @@
  * them from descriptor 3 on. A line says each fact about the host when it becomes known and whenever it changes; all of
  * them together stand there when nothing has changed for a while, and on Enter.
  *
+ * Who types the word "support" and Enter asks for a support bundle on the stick: a file says so, and systemd starts
+ * what makes it (glint-support.path). A word, because serial lines without a cable are known to type by themselves.
+ *
  * A carried guest that is given the console (docs/stick.md) has its serial port at the socket GUEST_SOCKET: as long as
  * something listens there, the terminals are the guest's, every key but one, which shows the host's facts.
  *
@@ -12,7 +15,7 @@
  *	ttyS0 <--+-- glint-console --+
  *	         +                   +--> /run/glint-guest/console, a guest's serial port
  *
- * It may touch: the descriptors it is given, that socket, what facts.c reads; it runs as the VMs' user.
+ * It may touch: the descriptors it is given, that socket, that file, what facts.c reads; it runs as the VMs' user.
  */
 #include "base/cleanup.h"
 #include "base/log.h"
@@ -33,16 +36,20 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 
 #define FIRST_FD     3 /* sd_listen_fds(3): SD_LISTEN_FDS_START */
 #define GUEST_FOLDER "/run/glint-guest"
 #define GUEST_SOCKET GUEST_FOLDER "/console"
 #define HOST_KEY     0x1d /* Ctrl-] */
+#define SUPPORT_WORD "support"
+#define SUPPORT_FILE "/run/glint-console/support" /* written to: a bundle is wanted */
 
 #define MS           UINT64_C(1000000)
 #define QUIET_NS     (5000 * MS) /* without a change, until all of it is shown */
 #define TRY_AGAIN_NS (100 * MS)  /* a socket that has its name already, and does not listen yet */
 #define TRIES        50
+#define AGAIN_S      60 /* between two bundles: each is written to the stick */
 
 struct console {
 	struct loop *loop;
@@ -50,6 +57,9 @@ struct console {
 	struct loop_source *quiet, *again, *guest_source;
 	int guest; /* -1: none */
 	unsigned tries;
+	char line[16]; /* typed so far */
+	size_t line_len;
+	time_t bundle; /* when the last one was asked for */
 	int inotify, netlink, name, signals;
 };
 
@@ -87,8 +97,10 @@ static void show_all(void)
 			show_line("  ", console.facts[i]);
 	facts_use(use);
 	show_line("  ", use);
-	show_line("  ", console.guest >= 0 ? "Here is a guest's console; Ctrl-] shows this."
-					   : "Enter shows this; Ctrl-Alt-Del restarts the host.");
+	show_line("  ", console.guest >= 0
+				? "Here is a guest's console; Ctrl-] shows this."
+				: "Enter shows this; the word support and Enter put on the stick what support "
+				  "needs; Ctrl-Alt-Del restarts the host.");
 	show_line("", "");
 }
 
@@ -160,15 +172,54 @@ static void look_for_guest(void)
 	try_guest(NULL);
 }
 
+static void ask_for_bundle(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	if (console.bundle && now.tv_sec < console.bundle + AGAIN_S) {
+		say("one support bundle a minute is enough");
+		return;
+	}
+	cleanup_fd int fd = open(SUPPORT_FILE, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+	if (fd < 0 || write(fd, "\n", 1) != 1) {
+		say("a support bundle cannot be asked for");
+		return;
+	}
+	console.bundle = now.tv_sec;
+	say("what support needs is gathered");
+}
+
+/* For the host itself. What is typed is shown. */
+static void typed_here(char key)
+{
+	const size_t len = console.line_len;
+
+	if (key == '\r') {
+		terminals_show("\r\n", 2);
+		console.line_len = 0;
+		if (len == strlen(SUPPORT_WORD) && memcmp(console.line, SUPPORT_WORD, len) == 0)
+			ask_for_bundle();
+		else
+			show_all();
+	} else if ((key == '\b' || key == 0x7f) && len > 0) {
+		console.line_len--;
+		terminals_show("\b \b", 3);
+	} else if (key >= 'a' && key <= 'z' && len < sizeof(console.line)) {
+		console.line[console.line_len++] = key;
+		terminals_show(&key, 1);
+	}
+}
+
 /* What a guest does not take at once is lost, as on any serial line. */
 static void typed(const char *text, size_t length)
 {
-	bool all = memchr(text, HOST_KEY, length) || (console.guest < 0 && memchr(text, '\r', length));
-
-	if (all)
+	if (memchr(text, HOST_KEY, length))
 		show_all();
 	else if (console.guest >= 0 && send(console.guest, text, length, MSG_NOSIGNAL) < 0)
 		return;
+	for (size_t i = 0; i < length && console.guest < 0; i++)
+		typed_here(text[i]);
 }
 
 /* --- what may change --- */
