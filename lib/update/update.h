@@ -9,7 +9,7 @@
 #include "stick/slots.h"
 
 #define UPDATE_BYTES_MAX ((size_t)256 << 20) /* of a UKI */
-#define UPDATE_TRIES     3u
+#define UPDATE_TRIES     1u                  /* of a new slot; why one: docs/update.md */
 
 struct update {
 	/* What is new: signature and release are checked by update_check(). */

@@ -55,7 +55,8 @@ struct running {
 	char device[ESP_PATH_MAX];
 	struct efi_file esp; /* without a path */
 	struct slot slot;
-	bool another; /* there is another slot that would be tried */
+	bool another;                     /* there is another slot that would be tried */
+	char failed[UKI_VERSION_MAX + 1]; /* the newest that is newer and has no tries left; "": there is none */
 };
 
 struct places {

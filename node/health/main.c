@@ -43,7 +43,7 @@ struct health {
 
 static const struct option options[] = {
 	{"deadline", OPTION_NUMBER, AT(deadline), .min = 1, .max = 3600, .value = "SECONDS",
-	 .help = "from the kernel's start: a slot on trial has until then (default: 120)"},
+	 .help = "from the kernel's start: a slot on trial has until then (default: 90)"},
 	{"keeper", OPTION_TEXT, AT(checks.keeper), .min = 1, .value = "FILE", .help = "what the keeper says of itself"},
 	{"database", OPTION_TEXT, AT(checks.database), .min = 1, .value = "PATH",
 	 .help = "socket of the host's database"},
@@ -102,6 +102,10 @@ static void healthy(const struct health *h, struct running *running, const struc
 	else if (!err)
 		log_info("healthy after %u s", up_s());
 	log_error(err);
+	if (running->failed[0])
+		log_warn("Glint %s was tried and did not become good: %s runs again. If only the power was cut "
+			 "meanwhile, update to it once more",
+			 running->failed, running->slot.version);
 }
 
 /* In order; should that hang, at once. */
@@ -188,7 +192,7 @@ int main(int argc, char **argv)
 				      .sys = "/sys/dev/block"},
 			   .restart = "/usr/bin/systemctl",
 			   .said = "/run/glint-health/health.json",
-			   .deadline = 120};
+			   .deadline = 90};
 
 	log_init("glint-health", LOG_LEVEL_INFO);
 	struct error *err = option_arguments(options, argc, argv, &h);

@@ -5,6 +5,7 @@
 
 #include "base/cleanup.h"
 #include "base/util.h"
+#include "stick/version.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -66,8 +67,13 @@ static struct error *read_slots(struct running *r, const char *image)
 	if (!slot)
 		return error_new(ESTALE, "the slot that runs (%s) is not on the stick any more", image);
 	r->slot = *slot;
-	for (unsigned i = 0; i < slots.count; i++)
-		r->another |= &slots.list[i] != slot && (!slots.list[i].trial || slots.list[i].left > 0);
+	for (unsigned i = 0; i < slots.count; i++) {
+		const struct slot *other = &slots.list[i];
+		bool spent = other->trial && other->left == 0;
+		r->another |= other != slot && !spent;
+		if (spent && version_compare(other->version, *r->failed ? r->failed : slot->version) > 0)
+			memcpy(r->failed, other->version, sizeof(r->failed));
+	}
 	return NULL;
 }
 

@@ -87,12 +87,12 @@ def slots(stick: Path, tmp_path: Path) -> dict[str, bytes]:
 def test_update(stick: Path, maker: Maker, tmp_path: Path) -> None:
     first, second, third = maker.uki("1.2", 1), maker.uki("1.3", 1, 5 * MIB), maker.uki("1.10~rc1", 2, 3 * MIB)
     told = update(stick, second, maker)
-    assert told == {"version": "1.3", "security": 1, "written": "glint_1.3+3-0.efi", "kept": "glint_1.2+3-0.efi", "removed": ""}
-    assert slots(stick, tmp_path) == {"glint_1.2+3-0.efi": first.read_bytes(), "glint_1.3+3-0.efi": second.read_bytes()}
+    assert told == {"version": "1.3", "security": 1, "written": "glint_1.3+1-0.efi", "kept": "glint_1.2+3-0.efi", "removed": ""}
+    assert slots(stick, tmp_path) == {"glint_1.2+3-0.efi": first.read_bytes(), "glint_1.3+1-0.efi": second.read_bytes()}
     # None is known to be good: the newest, which would be booted, stays.
     told = update(stick, third, maker)
-    assert told["kept"] == "glint_1.3+3-0.efi" and told["removed"] == "glint_1.2+3-0.efi"
-    assert slots(stick, tmp_path) == {"glint_1.3+3-0.efi": second.read_bytes(), "glint_1.10~rc1+3-0.efi": third.read_bytes()}
+    assert told["kept"] == "glint_1.3+1-0.efi" and told["removed"] == "glint_1.2+3-0.efi"
+    assert slots(stick, tmp_path) == {"glint_1.3+1-0.efi": second.read_bytes(), "glint_1.10~rc1+1-0.efi": third.read_bytes()}
     assert {slot["version"] for slot in glint_json("image", "inspect", stick)["slots"]} == {"1.3", "1.10~rc1"}
     words = subprocess.run([GLINT, "image", "update", stick, maker.uki("2"), "--cert", maker.cert], capture_output=True, text=True)
     assert words.returncode == 1 and "security level 0, and this host has 2" in words.stderr
@@ -102,15 +102,15 @@ def test_a_good_slot_stays(stick: Path, maker: Maker, tmp_path: Path) -> None:
     """Known to be good before newer, and on a disk image of another format."""
     esp, offset = part(stick, "ESP", tmp_path), MIB
     call("mren", "-i", esp, "::EFI/Linux/glint_1.2+3-0.efi", "glint_1.2.efi")
-    call("mcopy", "-i", esp, maker.uki("1.4", 1), "::EFI/Linux/glint_1.4+0-3.efi")
+    call("mcopy", "-i", esp, maker.uki("1.4", 1), "::EFI/Linux/glint_1.4+0-1.efi")
     call("mcopy", "-i", esp, maker.uki("9", 1), "::EFI/Linux/other.efi")
     call("dd", f"if={esp}", f"of={stick}", "bs=1M", f"seek={offset // MIB}", "conv=notrunc", "status=none")
     vhdx = tmp_path / "stick.vhdx"
     glint("disk", "convert", stick, vhdx)
     told = update(vhdx, maker.uki("1.3", 1), maker)
-    assert told["kept"] == "glint_1.2.efi" and told["removed"] == "glint_1.4+0-3.efi"
+    assert told["kept"] == "glint_1.2.efi" and told["removed"] == "glint_1.4+0-1.efi"
     glint("disk", "convert", vhdx, tmp_path / "flat.img")
-    assert set(slots(tmp_path / "flat.img", tmp_path)) == {"glint_1.2.efi", "glint_1.3+3-0.efi", "other.efi"}
+    assert set(slots(tmp_path / "flat.img", tmp_path)) == {"glint_1.2.efi", "glint_1.3+1-0.efi", "other.efi"}
 
 
 def flipped(path: Path, at: int) -> Path:
@@ -200,21 +200,21 @@ def test_host(esp: Path, maker: Maker, tmp_path: Path) -> None:
     result = host(esp, maker, tmp_path, new, "--json")
     assert result.returncode == 0, result.stderr
     told = json.loads(result.stdout)
-    assert told["written"] == "glint_1.3+3-0.efi" and told["kept"] == "glint_1.2.efi"
-    assert names(esp) == ["EFI/Linux/glint_1.2.efi", "EFI/Linux/glint_1.3+3-0.efi"]
-    call("mcopy", "-n", "-o", "-i", esp, "::EFI/Linux/glint_1.3+3-0.efi", tmp_path / "back")
+    assert told["written"] == "glint_1.3+1-0.efi" and told["kept"] == "glint_1.2.efi"
+    assert names(esp) == ["EFI/Linux/glint_1.2.efi", "EFI/Linux/glint_1.3+1-0.efi"]
+    call("mcopy", "-n", "-o", "-i", esp, "::EFI/Linux/glint_1.3+1-0.efi", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == new.read_bytes()
     # Once more: the slot that runs is never the one that goes.
     result = host(esp, maker, tmp_path, maker.uki("1.4", 1))
     assert result.returncode == 0 and "version 1.2 stays" in result.stdout, result.stderr
-    assert names(esp) == ["EFI/Linux/glint_1.2.efi", "EFI/Linux/glint_1.4+3-0.efi"]
+    assert names(esp) == ["EFI/Linux/glint_1.2.efi", "EFI/Linux/glint_1.4+1-0.efi"]
 
 
 def test_host_on_trial(esp: Path, maker: Maker, tmp_path: Path) -> None:
     """The slot before it is the last one known to be good."""
     assert host(esp, maker, tmp_path, maker.uki("1.3", 1)).returncode == 0
     before = esp.read_bytes()
-    result = host(esp, maker, tmp_path, maker.uki("1.4", 1), version="1.3", image="glint_1.3+2-1.efi")
+    result = host(esp, maker, tmp_path, maker.uki("1.4", 1), version="1.3", image="glint_1.3+0-1.efi")
     assert result.returncode == 1 and "version 1.3 is on trial itself" in result.stderr and "hint: wait" in result.stderr
     result = host(esp, maker, tmp_path, maker.uki("1.4", 1), image="glint_1.1.efi")
     assert result.returncode == 1 and "is no slot of this stick" in result.stderr
@@ -247,10 +247,10 @@ def test_from_stick(esp: Path, maker: Maker, stranger: Maker, tmp_path: Path) ->
     assert esp.read_bytes() == before
     drop(esp, maker.uki("1.3", 1))
     result = host(esp, maker, tmp_path, "--from-stick")
-    assert result.returncode == 0 and "version 1.3 is in slot glint_1.3+3-0.efi" in result.stderr
-    assert names(esp) == ["EFI/Linux/glint_1.2.efi", "EFI/Linux/glint_1.3+3-0.efi"]
+    assert result.returncode == 0 and "version 1.3 is in slot glint_1.3+1-0.efi" in result.stderr
+    assert names(esp) == ["EFI/Linux/glint_1.2.efi", "EFI/Linux/glint_1.3+1-0.efi"]
     # A cut before the end of the last one left it there: what it is runs.
     drop(esp, maker.uki("1.3", 1))
-    result = host(esp, maker, tmp_path, "--from-stick", version="1.3", image="glint_1.3+2-1.efi")
+    result = host(esp, maker, tmp_path, "--from-stick", version="1.3", image="glint_1.3+0-1.efi")
     assert result.returncode == 0 and "which runs: removed" in result.stderr, result.stderr
-    assert names(esp) == ["EFI/Linux/glint_1.2.efi", "EFI/Linux/glint_1.3+3-0.efi"]
+    assert names(esp) == ["EFI/Linux/glint_1.2.efi", "EFI/Linux/glint_1.3+1-0.efi"]

@@ -118,6 +118,16 @@ def test_healthy_slot_is_kept(box: Box) -> None:
     assert times == {path: path.stat().st_mtime_ns for path in times}
 
 
+@pytest.mark.parametrize("box,failed", [((OLD, LAST_TRY), True), ((OLD, ON_TRIAL), False), ((GOOD, SPENT), False)], indirect=["box"])
+def test_tried_in_vain_is_said(box: Box, failed: bool) -> None:
+    """By the one that runs again; an older one that is out of tries is of no interest."""
+    before = box.slots()
+    box.host.start()
+    said = box.run()
+    assert ("Glint 0.2.0 was tried and did not become good: 0.1.0 runs again" in said) == failed, said
+    assert box.slots() == before and not box.restarts()
+
+
 @pytest.mark.parametrize("box", [(ON_TRIAL, OLD), (ON_TRIAL,), (LAST_TRY, OLD)], indirect=True)
 def test_slot_on_trial_restarts(box: Box) -> None:
     before = box.slots()

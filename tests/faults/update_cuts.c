@@ -168,7 +168,7 @@ static struct error *update(const struct world *w, struct fat *fat, unsigned ver
 	char image[64];
 
 	snprintf(running.version, sizeof(running.version), "1.%u", version - 1);
-	snprintf(image, sizeof(image), "\\EFI\\Linux\\glint_1.%u+3-0.efi", version - 1);
+	snprintf(image, sizeof(image), "\\EFI\\Linux\\glint_1.%u+1-0.efi", version - 1);
 	struct update u = {
 		.data = data, .len = slot_len(w, version), .what = "it", .running = &running, .image = image};
 	snprintf(u.release.version, sizeof(u.release.version), "1.%u", version);

@@ -67,18 +67,18 @@ def test_dropped(stick: Path, tmp_path: Path) -> None:
     folder = tmp_path / "machine"
     folder.mkdir()
     with StickMachine(base, folder=folder) as machine:
-        machine.wait_for(rb"glint/update.efi: version 99.1 is in slot glint_99.1\+3-0.efi", 400)
+        machine.wait_for(rb"glint/update.efi: version 99.1 is in slot glint_99.1\+1-0.efi", 400)
         machine.process.wait(120)  # it is told not to begin anew
         print(f"updated and restarted after {machine.seconds():.0f} s")
         # No guest was started on what was to end.
         assert b"Guest " not in machine.output
     call("qemu-img", "convert", "-O", "raw", folder / "stick.qcow2", flat)
-    assert slots(f"{flat}@@1M") == [f"glint_{version}.efi", "glint_99.1+3-0.efi"]
+    assert slots(f"{flat}@@1M") == [f"glint_{version}.efi", "glint_99.1+1-0.efi"]
     assert "update.efi" not in call("mdir", "-b", "-i", f"{flat}@@1M", "::/glint")
     back = tmp_path / "back.efi"
-    call("mcopy", "-n", "-i", f"{flat}@@1M", "::/EFI/Linux/glint_99.1+3-0.efi", back)
+    call("mcopy", "-n", "-i", f"{flat}@@1M", "::/EFI/Linux/glint_99.1+1-0.efi", back)
     assert back.read_bytes() == new.read_bytes()
     with StickMachine(base, folder=folder) as machine:
         machine.wait_for(rb"glint-init: root of ", 200)
     call("qemu-img", "convert", "-O", "raw", folder / "stick.qcow2", flat)
-    assert slots(f"{flat}@@1M") == [f"glint_{version}.efi", "glint_99.1+2-1.efi"]
+    assert slots(f"{flat}@@1M") == [f"glint_{version}.efi", "glint_99.1+0-1.efi"]
