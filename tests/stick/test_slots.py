@@ -2,13 +2,14 @@
 
 Bad slots are made of the good one's kernel: with an init that dies (the kernel panics), one that waits for ever before
 the host's root is there, a program that stops in systemd's place, or a host whose database never starts. Each is newer
-than the good slot and has one try, so systemd-boot takes it first, once."""
+than the good slot and has one try, as updates have, so systemd-boot takes it first, once."""
 
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,8 @@ class Stick:
         self.parts.mkdir()
         run("objcopy", "-O", "binary", "-j", ".initrd", self.uki, folder / "initrd")
         run("objcopy", "-O", "binary", "-j", ".cmdline", self.uki, folder / "cmdline")
+        run("objcopy", "-O", "binary", "-j", ".osrel", self.uki, folder / "osrel")
+        self.release = (folder / "osrel").read_text().strip("\0")
         self.command_line = (folder / "cmdline").read_text().strip("\0\n ")
         with (folder / "initrd").open("rb") as initrd:
             run("cpio", "--quiet", "-i", "-d", cwd=self.parts, stdin=initrd)
@@ -72,20 +75,33 @@ class Stick:
     def put(self, version: str, tries: str, uki: Path) -> None:
         run("mcopy", *self.at(), uki, f"::EFI/Linux/glint_{version}+{tries}.efi")
 
+    def drop(self, update: bytes) -> None:
+        """As a person copies a new host to it."""
+        (self.folder / "update.efi").write_bytes(update)
+        run("mcopy", *self.at(), self.folder / "update.efi", "::glint/update.efi")
+
+    def dropped(self) -> bytes:
+        run("mcopy", "-n", "-o", *self.at(), "::glint/update.efi", self.folder / "dropped.efi")
+        return (self.folder / "dropped.efi").read_bytes()
+
     def take_from(self, machine: StickMachine) -> None:
+        """In order: firmware writes and never flushes, and what is not flushed is lost where QEMU is killed."""
+        machine.qmp("quit")
+        machine.process.wait(30)
         machine.close()
         run("qemu-img", "convert", "-O", "raw", machine.folder / "stick.qcow2", self.folder / "taken.img")
         (machine.folder / "stick.qcow2").unlink()
         (self.folder / "taken.img").rename(self.image)
 
-    def make(self, version: str, initrd: Path, words: str = "", signed: bool = True) -> Path:
-        """A UKI; what it says in its command line is how it is known on the console."""
+    def make(self, version: str, initrd: Path, words: str = "", signer: list[Path] | None = None) -> Path:
+        """A UKI; what it says in its command line is how it is known on the console. @signer: key and certificate; None: the maker's."""
         self.made += 1
         made, release = self.folder / f"slot{self.made}.efi", self.folder / "os-release"
-        release.write_text(f'ID=glint\nPRETTY_NAME="Glint {version}"\nVERSION_ID="{version}"\n')
-        sign = ["--signtool=sbsign", f"--secureboot-private-key={KEY}", f"--secureboot-certificate={self.certificate}"] if signed else []
+        release.write_text(self.release.replace("0.1.0", version))
+        keys = dict(zip(("private-key", "certificate"), [KEY, self.certificate] if signer is None else signer))
+        sign = [f"--secureboot-{name}={path}" for name, path in keys.items()]
         run("ukify", "build", f"--linux={KERNEL}/vmlinuz", f"--initrd={initrd}", f"--os-release=@{release}", f"--stub={STUB}",
-            f"--uname={(KERNEL / 'version').read_text().strip()}", f"--cmdline={self.command_line} slot={version} {words}", f"--output={made}", *sign)
+            f"--uname={(KERNEL / 'version').read_text().strip()}", f"--cmdline={self.command_line} slot={version} {words}", f"--output={made}", *(["--signtool=sbsign", *sign] if sign else []))
         return made
 
     def pack(self, name: str, tree: Path) -> Path:
@@ -139,10 +155,14 @@ def good_is_back(machine: StickMachine, since: float) -> None:
     machine.wait_for(rb"command line: (?!.*slot=)", BOOT_SECONDS)
     machine.wait_for(rb"glint-health\[\d+\]: [^\r\n]*healthy after", BOOT_SECONDS)
     print(f"[{machine.seconds():6.1f} s] the old slot is back and healthy, {machine.seconds() - since:.1f} s after the bad one started")
+    machine.wait_for(rb"Glint 0\.2\.0 was tried and did not become good: 0\.1\.0 runs again", 10)
 
 
 def test_new_stick_is_kept_and_bad_slots_are_left(stick: Stick, tmp_path: Path) -> None:
-    """One after another: a panic, a hang before there is a root, a hang after. The slot that all come back to is as new."""
+    """One after another: a panic, a hang before there is a root, a hang after. The slot that all come back to is as new,
+    and refuses an update that was not copied whole."""
+    short = stick.uki.read_bytes()[: 20 << 20]
+    stick.drop(short)
     stick.put("0.4.0", "1-0", stick.make("0.4.0", stick.init_that_dies()))
     stick.put("0.3.0", "1-0", stick.make("0.3.0", stick.init_that_waits()))
     stick.put("0.2.0", "1-0", stick.make("0.2.0", stick.systemd_that_stops()))
@@ -152,25 +172,26 @@ def test_new_stick_is_kept_and_bad_slots_are_left(stick: Stick, tmp_path: Path) 
         slot_starts(machine, "0.3.0")
         since = slot_starts(machine, "0.2.0")
         machine.wait_for(rb"command line: (?!.*slot=)", BOOT_SECONDS)
-        machine.wait_for(rb"Glint 0\.1\.0 is good now", BOOT_SECONDS)
+        machine.wait_for_all([rb"update: glint/update\.efi is not whole", rb"Glint 0\.1\.0 is good now",
+                              rb"Glint 0\.4\.0 was tried and did not become good"], BOOT_SECONDS)
         print(f"[{machine.seconds():6.1f} s] the good slot is healthy, {machine.seconds() - since:.1f} s after the last bad one started")
         stick.take_from(machine)
     assert stick.slots() == sorted([GOOD, "glint_0.2.0+0-1.efi", "glint_0.3.0+0-1.efi", "glint_0.4.0+0-1.efi"])
+    assert stick.dropped() == short
     run("dd", f"if={stick.image}", f"of={tmp_path}/esp", "bs=1M", "skip=1", "count=512", "conv=sparse")
     run("fsck.vfat", "-n", tmp_path / "esp")
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("tries", ["1-0", "3-0"])
 @pytest.mark.parametrize("kind", ["init_that_dies", "init_that_waits", "systemd_that_stops"])
-def test_old_slot_is_back(stick: Stick, tmp_path: Path, kind: str, tries: str) -> None:
+def test_old_slot_is_back(stick: Stick, tmp_path: Path, kind: str) -> None:
     stick.bless()
-    stick.put("0.2.0", tries, stick.make("0.2.0", getattr(stick, kind)()))
+    stick.put("0.2.0", "1-0", stick.make("0.2.0", getattr(stick, kind)()))
     with StickMachine(stick.image, folder=tmp_path, reboots=True) as machine:
         since = slot_starts(machine, "0.2.0")
         good_is_back(machine, since)
         stick.take_from(machine)
-    assert stick.slots() == sorted([GOOD, f"glint_0.2.0+0-{tries[0]}.efi"])
+    assert stick.slots() == sorted([GOOD, "glint_0.2.0+0-1.efi"])
 
 
 @pytest.mark.soak
@@ -185,21 +206,36 @@ def test_slot_that_is_never_healthy(stick: Stick, tmp_path: Path) -> None:
     assert stick.slots() == sorted([GOOD, "glint_0.2.0+0-1.efi"])
 
 
-def enrol(machine: StickMachine) -> None:
-    """As a person does: a key for systemd-boot's menu, the entry below that of the slot."""
+def has_keys(stick: Stick, machine: StickMachine) -> bool:
+    """Whether the maker's certificate is among the firmware's variables."""
+    return (stick.folder / "maker.cer").read_bytes() in (machine.folder / "vars.fd").read_bytes()
+
+
+def enrol(stick: Stick, machine: StickMachine) -> None:
+    """As a person does: a key for systemd-boot's menu, the entry below that of the slot. Nothing is enrolled before that."""
     machine.wait_for(rb"Enroll Secure Boot keys: glint", 60)
-    machine.write(b"\x1b[B\r")
+    assert not has_keys(stick, machine)
+    machine.write(b"j")
+    time.sleep(2)  # two keys at once may be taken for one
+    machine.write(b"\r")
     machine.wait_for(rb"successfully enrolled", 60)
+    assert has_keys(stick, machine)
     print(f"[{machine.seconds():6.1f} s] the maker's keys are enrolled")
 
 
-@pytest.mark.soak  # its choice in the boot loader's menu does not work each time yet
+def stranger(folder: Path) -> list[Path]:
+    """Somebody else's key and certificate."""
+    key, certificate = folder / "stranger.key", folder / "stranger.crt"
+    run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-subj", "/CN=stranger", "-keyout", key, "-out", certificate)
+    return [key, certificate]
+
+
 def test_secure_boot(stick: Stick, tmp_path: Path) -> None:
-    """The kit, chosen in the menu, makes the firmware start the maker's images only. A slot with a flipped bit, and one
-    that nobody signed, are refused: each time the old one starts in the same breath."""
+    """The kit, chosen in the menu, makes the firmware start the maker's images only. A slot with a flipped bit, one that
+    somebody else signed, and one that nobody did, are refused: each time the old one starts in the same breath."""
     stick.show_menu(10)
     with StickMachine(stick.image, folder=tmp_path, reboots=True, secure=True) as machine:
-        enrol(machine)
+        enrol(stick, machine)
         machine.wait_for(rb"locked down from EFI Secure Boot", BOOT_SECONDS)
         machine.wait_for(rb"Glint 0\.1\.0 is good now", BOOT_SECONDS)
         print(f"[{machine.seconds():6.1f} s] the signed slot runs, locked down, and is healthy")
@@ -207,13 +243,15 @@ def test_secure_boot(stick: Stick, tmp_path: Path) -> None:
         stick.take_from(machine)
     assert stick.slots() == [GOOD]
     stick.show_menu(0)
-    flipped = bytearray(stick.make("0.3.0", stick.init_that_dies()).read_bytes())
+    dies = stick.init_that_dies()
+    flipped = bytearray(stick.make("0.4.0", dies).read_bytes())
     flipped[len(flipped) // 2] ^= 1
     (tmp_path / "flipped.efi").write_bytes(flipped)
-    stick.put("0.3.0", "1-0", tmp_path / "flipped.efi")
-    stick.put("0.2.0", "1-0", stick.make("0.2.0", stick.init_that_dies(), signed=False))
+    stick.put("0.4.0", "1-0", tmp_path / "flipped.efi")
+    stick.put("0.3.0", "1-0", stick.make("0.3.0", dies, signer=stranger(tmp_path)))
+    stick.put("0.2.0", "1-0", stick.make("0.2.0", dies, signer=[]))
     with StickMachine(stick.image, folder=tmp_path, reboots=True, secure=True) as machine:
-        for version in ("0.3.0", "0.2.0"):
+        for version in ("0.4.0", "0.3.0", "0.2.0"):
             machine.wait_for(rb"glint_%s[^\r\n]*Access denied" % version.encode(), BOOT_SECONDS)
             since = machine.seconds()
             machine.wait_for(rb"locked down from EFI Secure Boot", BOOT_SECONDS)
@@ -221,4 +259,4 @@ def test_secure_boot(stick: Stick, tmp_path: Path) -> None:
             machine.qmp("system_reset")
         assert b"slot=" not in machine.output
         stick.take_from(machine)
-    assert stick.slots() == sorted([GOOD, "glint_0.2.0+0-1.efi", "glint_0.3.0+0-1.efi"])
+    assert stick.slots() == sorted([GOOD, *(f"glint_0.{minor}.0+0-1.efi" for minor in (2, 3, 4))])
