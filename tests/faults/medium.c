@@ -76,10 +76,9 @@ static void write_fully(int fd, const uint8_t *data, uint64_t len, uint64_t offs
 	must(pwrite(fd, data, len, (off_t)offset) == (ssize_t)len);
 }
 
-/* A copy in memory that leaves holes where the file has them. */
-static int copy_file(int from)
+/* A copy in the empty file @to that leaves holes where the file has them. */
+static int copy_to(int from, int to)
 {
-	int to = memfd_create("medium", MFD_CLOEXEC);
 	static uint8_t buffer[1 << 20];
 	off_t end = (off_t)file_size(from), at = 0;
 
@@ -95,6 +94,12 @@ static int copy_file(int from)
 		}
 	}
 	return to;
+}
+
+/* The same, in memory. */
+static int copy_file(int from)
+{
+	return copy_to(from, memfd_create("medium", MFD_CLOEXEC));
 }
 
 struct medium *medium_new(int fd)
@@ -300,4 +305,13 @@ int medium_rebuild(const struct medium *m, unsigned cut, uint64_t seed)
 			apply(fd, e, luck.fate == SOME_SECTORS ? &luck : NULL);
 	}
 	return fd;
+}
+
+void medium_keep(const struct medium *m, unsigned cut, uint64_t seed, const char *path)
+{
+	int from = medium_rebuild(m, cut, seed);
+	int to = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+	close(copy_to(from, to));
+	close(from);
 }

@@ -57,6 +57,8 @@ unsigned medium_flush_event(const struct medium *medium, unsigned index);
  * flushed; seeds 0 and 1 are special: all of it is missing, all of it is there.
  */
 int medium_rebuild(const struct medium *medium, unsigned cut, uint64_t seed);
+/* The same, as a file at @path, with holes where nothing was written. */
+void medium_keep(const struct medium *medium, unsigned cut, uint64_t seed, const char *path);
 
 /* The random numbers of these tests (splitmix64): the next of a sequence, and one below @bound. */
 uint64_t random_next(uint64_t *state);

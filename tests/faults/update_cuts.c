@@ -340,11 +340,11 @@ static char *check(const struct world *w, unsigned cut, uint64_t luck)
 {
 	int fd = medium_rebuild(w->stick.medium, cut, luck);
 	struct file f = file_on(fd, NULL);
-	struct left l = {.w = w};
+	struct left l = {.w = w, .stage = w->stages};
 	bool over = false;
 
 	checked++;
-	for (unsigned i = 0; i < w->count && (!l.stage || w->stages[i].from < cut); i++)
+	for (unsigned i = 1; i < w->count && w->stages[i].from < cut; i++)
 		l.stage = &w->stages[i];
 	over = cut >= l.stage->to;
 	struct error *err = fat_open(&l.fat, &f.blocks, 0, ESP_BYTES, 0);
@@ -381,21 +381,7 @@ static void keep(const struct job *job, const struct world *w, unsigned cut, uin
 	if (!job->keep || kept >= KEPT_MAX)
 		return;
 	snprintf(path, sizeof(path), "%s/%u.img", job->keep, kept++);
-	int from = medium_rebuild(w->stick.medium, cut, luck);
-	int to = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	off_t at = 0;
-	if (to < 0 || ftruncate(to, ESP_BYTES) < 0)
-		abort();
-	while ((at = lseek(from, at, SEEK_DATA)) >= 0) {
-		uint8_t buffer[4096];
-		at = (off_t)align_down((uint64_t)at, sizeof(buffer));
-		if (pread(from, buffer, sizeof(buffer), at) != sizeof(buffer) ||
-		    pwrite(to, buffer, sizeof(buffer), at) != sizeof(buffer))
-			abort();
-		at += sizeof(buffer);
-	}
-	close(from);
-	close(to);
+	medium_keep(w->stick.medium, cut, luck, path);
 }
 
 static bool good(const struct job *job, const struct world *w, unsigned cut, uint64_t luck)
