@@ -10,7 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PREFIX "glint_"
 #define SUFFIX ".efi"
 
 /* A number of up to three digits; behind it, or NULL. */
@@ -24,11 +23,11 @@ static const char *read_tries(const char *text, unsigned *value)
 
 bool slot_parse(const char *file, struct slot *slot)
 {
-	size_t len = strlen(file), prefix = strlen(PREFIX), suffix = strlen(SUFFIX);
+	size_t len = strlen(file), prefix = strlen(SLOT_PREFIX), suffix = strlen(SUFFIX);
 	uint32_t size = slot->size;
 
 	*slot = (struct slot){.size = size};
-	if (len <= prefix + suffix || len > FAT_NAME_MAX || strncasecmp(file, PREFIX, prefix) != 0 ||
+	if (len <= prefix + suffix || len > FAT_NAME_MAX || strncasecmp(file, SLOT_PREFIX, prefix) != 0 ||
 	    strcasecmp(file + len - suffix, SUFFIX) != 0)
 		return false;
 	const char *version = file + prefix, *plus = strchr(version, '+'), *end = file + len - suffix;
@@ -103,7 +102,7 @@ struct error *slots_bless(struct fat *fat, const struct slot *slot)
 	if (!slot->trial)
 		return NULL;
 	snprintf(path, sizeof(path), SLOTS_PATH "/%s", slot->file);
-	snprintf(name, sizeof(name), PREFIX "%s" SUFFIX, slot->version);
+	snprintf(name, sizeof(name), SLOT_PREFIX "%s" SUFFIX, slot->version);
 	return fat_rename(fat, path, name);
 }
 

@@ -13,8 +13,9 @@
 #include "stick/fat.h"
 #include "stick/uki.h"
 
-#define SLOTS_PATH "EFI/Linux"
-#define SLOTS_MAX  16u /* that are looked at */
+#define SLOTS_PATH  "EFI/Linux"
+#define SLOT_PREFIX "glint_" /* of their names */
+#define SLOTS_MAX   16u      /* that are looked at */
 
 struct slot {
 	char file[FAT_NAME_MAX + 1];

@@ -591,6 +591,27 @@ static void the_loader_is_read(void **state)
 	assert_false(loader_text(path, text, sizeof(text)));
 }
 
+static void the_loaders_list_is_counted(void **state)
+{
+	static const char list[] = "glint_1.efi\0glint_\0glint\0other\0\0GLINT_2+0-1.efi\0aglint_3\0gglint_\0glint_4";
+	char path[] = "/tmp/loader.XXXXXX";
+	uint8_t bytes[4 + 2 * sizeof(list)] = {6};
+	int fd = mkstemp(path);
+
+	for (size_t i = 0; i < sizeof(list); i++)
+		bytes[4 + 2 * i] = (uint8_t)list[i];
+	assert_int_equal(write(fd, bytes, sizeof(bytes)), sizeof(bytes));
+	assert_int_equal(loader_entries(path, "glint_"), 4);
+	assert_int_equal(loader_entries(path, "none"), 0);
+	assert_int_equal(ftruncate(fd, 4 + 2 * 6 + 1), 0);
+	assert_int_equal(loader_entries(path, "glint_"), 1);
+	assert_int_equal(ftruncate(fd, 4 + 2 * 6 - 1), 0);
+	assert_int_equal(loader_entries(path, "glint_"), 0);
+	close(fd);
+	unlink(path);
+	assert_int_equal(loader_entries(path, "glint_"), 0);
+}
+
 /* --- guests, UKIs --- */
 
 static void guests_come_back(void **state)
@@ -675,6 +696,7 @@ int main(void)
 		cmocka_unit_test(names_say_what_slots_are),
 		cmocka_unit_test(versions_have_an_order),
 		cmocka_unit_test(the_loader_is_read),
+		cmocka_unit_test(the_loaders_list_is_counted),
 		cmocka_unit_test(guests_come_back),
 		cmocka_unit_test(not_a_uki),
 	};

@@ -60,11 +60,12 @@ struct running {
 };
 
 struct places {
-	const char *partition, *image;    /* variables: LOADER_PARTITION, LOADER_STUB_IMAGE */
-	const char *efivars, *esps, *sys; /* folders: efivarfs, ESP_FOLDER, block devices by their number */
+	const char *partition, *image, *entries; /* variables: LOADER_PARTITION, LOADER_STUB_IMAGE, LOADER_ENTRIES */
+	const char *efivars, *esps, *sys;        /* folders: efivarfs, ESP_FOLDER, block devices by their number */
 };
 
-/* ENOENT: this host was not started from a stick (PXE). Writes nothing. */
+/* ENOENT: this host was not started from a stick (PXE). Where the stick is not seen, or not known for it, the slot is
+ * what the boot loader said of it, with the error. Writes nothing. */
 [[nodiscard]] struct error *running_find(const struct places *places, struct running *running);
 
 /* Takes the counter out of its name, if there is one. */

@@ -43,7 +43,7 @@ struct health {
 
 static const struct option options[] = {
 	{"deadline", OPTION_NUMBER, AT(deadline), .min = 1, .max = 3600, .value = "SECONDS",
-	 .help = "from the kernel's start: a slot on trial has until then (default: 90)"},
+	 .help = "from the kernel's start: a slot on trial has until then (default: 100)"},
 	{"keeper", OPTION_TEXT, AT(checks.keeper), .min = 1, .value = "FILE", .help = "what the keeper says of itself"},
 	{"database", OPTION_TEXT, AT(checks.database), .min = 1, .value = "PATH",
 	 .help = "socket of the host's database"},
@@ -54,6 +54,8 @@ static const struct option options[] = {
 	 .help = "variable with the id of the ESP that the host was started from"},
 	{"image", OPTION_TEXT, AT(places.image), .min = 1, .value = "FILE",
 	 .help = "variable with the name of the slot"},
+	{"entries", OPTION_TEXT, AT(places.entries), .min = 1, .value = "FILE",
+	 .help = "variable with what the boot loader could have started"},
 	{"efivars", OPTION_TEXT, AT(places.efivars), .min = 1, .value = "PATH", .help = "the firmware's variables"},
 	{"esps", OPTION_TEXT, AT(places.esps), .min = 1, .value = "PATH", .help = "ESPs, in folders of their ids"},
 	{"sys", OPTION_TEXT, AT(places.sys), .min = 1, .value = "PATH", .help = "block devices by number"},
@@ -121,20 +123,23 @@ static void restart(const struct health *h)
 	log_err("cannot restart the host by %s: %s", h->restart, strerror(errno));
 }
 
-/* Says why, and restarts the host where that may help. */
-static void not_healthy(const struct health *h, const struct running *running, bool known, struct error *why)
+/*
+ * Says why, and restarts the host where that may help: also where the stick is not seen, for that may be what is wrong
+ * with the slot.
+ */
+static void not_healthy(const struct health *h, const struct running *running, struct error *why)
 {
 	const struct slot *slot = &running->slot;
-	bool again = known && slot->trial && (slot->left > 0 || running->another);
+	bool again = slot->trial && (slot->left > 0 || running->another);
 
 	log_err("this host is not healthy after %u s: %s", up_s(), error_text(why));
 	if (again)
 		log_err("Glint %s is on trial (tries left: %u): the host restarts%s", slot->version, slot->left,
 			slot->left ? "" : ", into the other slot");
 	else
-		log_err("it stays up: %s", !known         ? "which slot it runs is not known"
-					   : !slot->trial ? "this slot was good before"
-							  : "there is no other slot");
+		log_err("it stays up: %s", !slot->version[0] ? "which slot it runs is not known"
+					   : !slot->trial    ? "this slot was good before"
+							     : "there is no other slot");
 	if (again)
 		restart(h);
 }
@@ -170,7 +175,7 @@ static void watch(const struct health *h)
 		if (why && up_s() >= h->deadline && !said) {
 			said = true;
 			tell(h, why);
-			not_healthy(h, &running, !no_slot, why);
+			not_healthy(h, &running, why);
 		}
 		error_free(no_slot);
 		error_free(why);
@@ -187,12 +192,13 @@ int main(int argc, char **argv)
 				      .cpuinfo = "/proc/cpuinfo"},
 			   .places = {.partition = LOADER_PARTITION,
 				      .image = LOADER_STUB_IMAGE,
+				      .entries = LOADER_ENTRIES,
 				      .efivars = "/sys/firmware/efi/efivars",
 				      .esps = ESP_FOLDER,
 				      .sys = "/sys/dev/block"},
 			   .restart = "/usr/bin/systemctl",
 			   .said = "/run/glint-health/health.json",
-			   .deadline = 90};
+			   .deadline = 100};
 
 	log_init("glint-health", LOG_LEVEL_INFO);
 	struct error *err = option_arguments(options, argc, argv, &h);

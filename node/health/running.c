@@ -67,6 +67,7 @@ static struct error *read_slots(struct running *r, const char *image)
 	if (!slot)
 		return error_new(ESTALE, "the slot that runs (%s) is not on the stick any more", image);
 	r->slot = *slot;
+	r->another = false;
 	for (unsigned i = 0; i < slots.count; i++) {
 		const struct slot *other = &slots.list[i];
 		bool spent = other->trial && other->left == 0;
@@ -86,6 +87,9 @@ struct error *running_find(const struct places *places, struct running *r)
 		return error_new(ENOENT, "this host was not started from a stick (%s)", places->partition);
 	if (!loader_text(places->image, image, sizeof(image)))
 		return error_new(EINVAL, "which slot runs is not said (%s)", places->image);
+	const char *name = strrchr(image, '\\');
+	if (slot_parse(name ? name + 1 : image, &r->slot))
+		r->another = loader_entries(places->entries, SLOT_PREFIX) > 1;
 	TRY(esp_find(places->esps, r->esp.uuid, 0, r->device));
 	TRY(locate(places->sys, r));
 	return read_slots(r, image);

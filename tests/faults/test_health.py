@@ -39,6 +39,7 @@ class Box:
         self.say("LoaderDevicePartUUID", UUID.upper())
         if slots:
             self.say("StubImageIdentifier", f"\\EFI\\Linux\\{slots[0]}")
+            self.say("LoaderEntries", "\0".join(["other", *slots]))
         (folder / "efivars" / f"BootOrder-{GLOBAL}").write_bytes(b"\7\0\0\0\1\0\2\0")
         restart = folder / "restart"
         restart.write_text(f"#!/bin/sh\necho $* >>{folder}/restarted\n")
@@ -58,8 +59,8 @@ class Box:
     def start(self, *args: str | Path) -> subprocess.Popen:
         """The kernel's start is long past: what is not healthy now has missed the deadline."""
         where = {"keeper": "run/health.json", "database": "run/db.sock", "partition": f"efivars/LoaderDevicePartUUID-{LOADER}",
-                 "image": f"efivars/StubImageIdentifier-{LOADER}", "efivars": "efivars", "esps": "esps", "sys": "sys", "restart": "restart",
-                 "said": "found.json"}
+                 "image": f"efivars/StubImageIdentifier-{LOADER}", "entries": f"efivars/LoaderEntries-{LOADER}", "efivars": "efivars",
+                 "esps": "esps", "sys": "sys", "restart": "restart", "said": "found.json"}
         options = {f"--{name}": self.folder / path for name, path in where.items()} | {"--monitor": BUILD / "vmm/glint-vmm", "--deadline": "1"}
         options |= dict(zip(args[::2], args[1::2], strict=True))
         words = [str(word) for pair in options.items() for word in pair]
@@ -116,6 +117,15 @@ def test_healthy_slot_is_kept(box: Box) -> None:
     times = {path: path.stat().st_mtime_ns for path in [box.esp, *(box.folder / "efivars").iterdir()]}
     assert "is good now" not in box.run()
     assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+@pytest.mark.parametrize("box,again", [((LAST_TRY, OLD), True), ((ON_TRIAL,), True), ((LAST_TRY,), False), ((GOOD, OLD), False)], indirect=["box"])
+def test_stick_that_is_not_seen(box: Box, again: bool) -> None:
+    """It may be the slot that does not see it: what the boot loader said of it counts."""
+    box.esp.rename(box.folder / "pulled")
+    box.host.start_keeper()
+    said = box.judge()
+    assert (box.restarts() == "reboot\n") == again and ("on trial" in said) == again, said
 
 
 @pytest.mark.parametrize("box,failed", [((OLD, LAST_TRY), True), ((OLD, ON_TRIAL), False), ((GOOD, SPENT), False)], indirect=["box"])
