@@ -8,6 +8,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/notify.h"
 #include "base/util.h"
 #include "option/option.h"
 
@@ -18,9 +19,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 
 #define STICKS_MAX 4u
 
@@ -175,27 +174,6 @@ static struct error *watch_signals(struct loop *loop, int *fd)
 	return loop_add_fd(loop, *fd, EPOLLIN, on_signal, loop, NULL);
 }
 
-/* sd_notify(3), without its library. */
-static struct error *tell_systemd(void)
-{
-	const char *path = getenv("NOTIFY_SOCKET");
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	size_t len = path ? strlen(path) : 0;
-
-	if (len == 0)
-		return NULL;
-	if (len >= sizeof(address.sun_path))
-		return error_new(ENAMETOOLONG, "tell systemd");
-	memcpy(address.sun_path, path, len);
-	if (path[0] == '@')
-		address.sun_path[0] = '\0';
-	cleanup_fd int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	socklen_t address_len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len);
-	if (fd < 0 || sendto(fd, "READY=1", 7, MSG_NOSIGNAL, (struct sockaddr *)&address, address_len) < 0)
-		return error_new(errno, "tell systemd");
-	return NULL;
-}
-
 /* What the firmware calls the board is for root's eyes: systemd hands it over as a descriptor. */
 static struct error *read_hardware(const char *given, char hardware[128])
 {
@@ -257,7 +235,7 @@ static struct error *run(const struct config *config)
 					.adopt_empty = config->adopt_empty,
 					.patience_s = config->patience};
 	TRY(keeper_new(&keeper, loop, &wanted));
-	struct error *err = tell_systemd();
+	struct error *err = notify_ready();
 	if (!err)
 		err = loop_run(loop);
 	keeper_free(keeper);
