@@ -27,10 +27,12 @@ static void put_16(size_t at, size_t value)
 
 static void put_text(size_t field, const char *text)
 {
-	put_16(field, strlen(text));
+	size_t len = strlen(text);
+
+	put_16(field, len);
 	put_16(field + 2, text_at);
-	memcpy(table + text_at, text, strlen(text));
-	text_at += strlen(text) + 1;
+	memcpy(table + text_at, text, len + 1);
+	text_at += len + 1;
 }
 
 static void put_part(size_t at, uint8_t id, size_t len)

@@ -17,6 +17,7 @@ static void look(const char *name)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+	static const uint8_t signature[] = {'i', 'B', 'F', 'T'};
 	struct ibft ibft;
 	uint8_t *copy = malloc(size ? size : 1), sum = 0;
 
@@ -25,7 +26,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (size)
 		memcpy(copy, data, size);
 	if (size >= 48) {
-		memcpy(copy, "iBFT", 4);
+		memcpy(copy, signature, sizeof(signature));
 		for (unsigned i = 0; i < 4; i++)
 			copy[4 + i] = (uint8_t)(size >> 8 * i);
 		for (size_t i = 0; i < size; i++)

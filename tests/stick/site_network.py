@@ -54,6 +54,9 @@ class Site:
         self.processes.append(process)
         return process
 
+    def run(self, *command: object) -> subprocess.CompletedProcess:
+        return subprocess.run([*self.inside, *map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
     def card(self, boot: bool = False) -> list[str]:
         """QEMU's options for the host's network card, for a QEMU that runs inside. The firmware's own driver runs it."""
         first = ",bootindex=0" if boot else ""
