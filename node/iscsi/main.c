@@ -90,8 +90,12 @@ static void say_of(const struct iscsi *o, const char *what)
 
 static void say_error(struct error *err)
 {
+	const char *hint = err ? error_hint_text(err) : NULL;
+
 	if (err)
 		say(error_text(err));
+	if (hint)
+		say(hint);
 	error_free(err);
 }
 
