@@ -59,17 +59,20 @@ class Root:
             self.take(self.real(os.path.normpath(link.lstrip("/") if link[0] == "/" else os.path.join(os.path.dirname(path), link))))
 
     def take_list(self, lines: list[str]) -> None:
-        chosen: dict[str, None] = {}
+        chosen: dict[str, str] = {}  # and the mode, if not Debian's
         for line in lines:
             if line.startswith("!"):
-                chosen = {path: None for path in chosen if not fnmatch.fnmatch(path, line[1:])}
+                chosen = {path: mode for path, mode in chosen.items() if not fnmatch.fnmatch(path, line[1:])}
                 continue
-            found = [path for path in sorted(glob.glob(line, root_dir=self.source)) if not (self.source / path).is_dir()]
+            pattern, _, mode = line.partition(" ")
+            found = [path for path in sorted(glob.glob(pattern, root_dir=self.source)) if not (self.source / path).is_dir()]
             if not found:
-                fail(f"contents: nothing matches '{line}' in {self.source}: has Debian renamed or moved it?")
-            chosen.update(dict.fromkeys(found))
-        for path in chosen:
+                fail(f"contents: nothing matches '{pattern}' in {self.source}: has Debian renamed or moved it?")
+            chosen.update(dict.fromkeys(found, mode))
+        for path, mode in chosen.items():
             self.take(path)
+            if mode:
+                (self.target / path).chmod(int(mode, 8))
 
     def take_libraries(self) -> None:
         """Adds the libraries that what is there names, until nothing is missing."""

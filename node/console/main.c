@@ -97,10 +97,12 @@ static void show_all(void)
 			show_line("  ", console.facts[i]);
 	facts_use(use);
 	show_line("  ", use);
-	show_line("  ", console.guest >= 0
-				? "Here is a guest's console; Ctrl-] shows this."
-				: "Enter shows this; the word support and Enter put on the stick what support "
-				  "needs; Ctrl-Alt-Del restarts the host.");
+	if (console.guest >= 0) {
+		show_line("  ", "Here is a guest's console; Ctrl-] shows this.");
+	} else {
+		show_line("  ", "Enter shows this; the word support and Enter put on the stick what support needs.");
+		show_line("  ", "At the keyboard: Ctrl-Alt-Del restarts the host, Alt-F2 is for recovery.");
+	}
 	show_line("", "");
 }
 

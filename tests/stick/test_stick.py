@@ -147,6 +147,8 @@ def test_manifest(stick: Path, host_root: Path) -> None:
     ours = [found[path] for path, row in rows.items() if row["package"] == "glint" and found[path].read_bytes()[:4] == b"\x7fELF"]
     assert len(ours) >= 4 and all(str(CLONE).encode() not in program.read_bytes() for program in ours)
     assert not any("Build ID" in output_of("readelf", "-n", program) for program in ours)
+    # The shell is for recovery alone: nothing but root runs it, and no program finds one by the usual name.
+    assert found["usr/bin/busybox"].stat().st_mode & 0o777 == 0o700 and not {"usr/bin/sh", "usr/bin/bash", "usr/bin/dash"} & set(found)
     packages = {row["name"]: row for key in ("packages", "linked", "parts") for row in manifest[key]}
     assert {row["package"] for row in rows.values()} <= set(packages) | {"glint"}
     assert all(row["version"] and row["source"] and row["source-version"] for row in packages.values())
@@ -191,13 +193,47 @@ def test_memory_in_use(machine: StickMachine) -> None:
 def test_screen_and_keyboard(machine: StickMachine, tmp_path: Path) -> None:
     """What a person types at the host's keyboard reaches the guest, whose answer is on screen and serial port."""
     before = screen(machine, tmp_path / "before.ppm")
-    for key in [*"echo", "spc", *"typed"]:
-        machine.qmp("send-key", keys=[{"type": "qcode", "data": key}])
-        time.sleep(0.1)
-    machine.qmp("send-key", keys=[{"type": "qcode", "data": "ret"}])
+    press(machine, *"echo", "spc", *"typed", "ret")
     machine.wait_for(rb"echo typed\r\ntyped\r\n.*guest# ", 20)
     time.sleep(1)
     assert screen(machine, tmp_path / "after.ppm") != before
+
+
+def press(machine: StickMachine, *keys: str) -> None:
+    """Keys of the host's keyboard, one after the other; those joined by + together."""
+    for key in keys:
+        machine.qmp("send-key", keys=[{"type": "qcode", "data": part} for part in key.split("+")])
+        time.sleep(0.1)
+
+
+def test_recovery_shell(machine: StickMachine, tmp_path: Path) -> None:
+    """Alt-F2 at the keyboard and the word open a shell of root; nothing else, and nothing on the serial line, which is the
+    guest's as before. What the person did is on the console."""
+    word = [f"shift+{key}" for key in "recover"]
+    machine.write(b"\r\rRECOVER\r")
+    machine.wait_for(rb"RECOVER: not found", 20)
+    assert machine.shell("echo on") == "on"
+    before = screen(machine, tmp_path / "before.ppm")
+    press(machine, "alt+f2")
+    time.sleep(2)
+    assert screen(machine, tmp_path / "asks.ppm") != before
+    press(machine, *word[:-1], "ret")
+    machine.wait_for(rb"no recovery shell: another word was typed at the host's keyboard", 20)
+    # The guest goes on, out of sight; its serial line is no way in.
+    assert machine.shell("echo RECOVER") == "RECOVER" and b"a recovery shell was opened" not in machine.output
+    press(machine, *word, "ret")
+    machine.wait_for(rb"a recovery shell was opened at the host's keyboard", 20)
+    time.sleep(2)
+    press(machine, *"id", "spc", "shift+dot", *["slash", *"dev", "slash", *"tty", "shift+s", "0"], "ret")
+    machine.wait_for(rb"uid=0\(root\) gid=0", 20)
+    press(machine, *"exit", "ret")
+    machine.wait_for(rb"the recovery shell was left", 20)
+    # The first screen is there as before; and on the other one the word is asked for again.
+    press(machine, "alt+f1", "ret", *"echo", "spc", *"back", "ret")
+    machine.wait_for(rb"echo back\r\nback\r\n.*guest# ", 20)
+    press(machine, "alt+f2", *"exit", "ret")
+    machine.wait_for(rb"no recovery shell: another word was typed", 20)
+    press(machine, "alt+f1")
 
 
 def screen(machine: StickMachine, path: Path) -> bytes:
