@@ -39,6 +39,7 @@
 
 #define UPPER_SIZE "64m"
 #define IMAGE      "/root.img"
+#define MICROCODE  "/kernel/x86/microcode"
 #define SYSTEMD    "/usr/lib/systemd/systemd"
 
 #define WATCHDOG   "/dev/watchdog0"
@@ -157,6 +158,9 @@ static void switch_root(void)
 		fail("move", "/dev");
 	unlink(IMAGE);
 	unlink("/init");
+	/* Read by the kernel before there was a file system, and unpacked with the rest, where an image has them. */
+	unlink(MICROCODE "/AuthenticAMD.bin");
+	unlink(MICROCODE "/GenuineIntel.bin");
 	if (chdir("/sysroot") < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0)
 		fail("switch to", "/sysroot");
 }

@@ -3,7 +3,8 @@
 
 How: each file of the staged root is looked up in the package database of the Debian root that it was taken from; what
 no package has must be ours (built here, or from image/files) or made from what packages have. The kernel, the UKI's
-stub and the libraries linked into our programs come from the build root's packages.
+stub and the libraries linked into our programs come from the build root's packages, firmware and microcode from those
+of a root of its own, if there is any.
 Licences are those that a package's copyright file names (DEP 5); where it names none, the file is to be read.
 
 It may touch: the file it writes, and the manifest in the staged root.
@@ -22,6 +23,11 @@ from pathlib import Path
 MADE = re.compile(r"usr/lib/modules/[^/]+/modules\.[a-z.]+")
 # From the build root: the stub of the UKI and the boot loader, what the built-in guest runs, firmware of guests.
 PARTS = ["systemd-boot-efi", "ovmf"]
+# Of the UKI's archive of microcode: whose each file is.
+MICROCODE = {
+    "kernel/x86/microcode/AuthenticAMD.bin": "amd64-microcode",
+    "kernel/x86/microcode/GenuineIntel.bin": "intel-microcode",
+}
 INSIDE = "usr/lib/glint/manifest.json"
 LIBC = "/usr/lib/x86_64-linux-gnu/libc.a"
 
@@ -96,7 +102,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_files(root: Path, packages: Packages, build: Packages, kernel: dict, ours: set[str]) -> list[dict]:
+def file_row(path: Path, name: str, owner: str | None) -> dict:
+    return {"path": name, "package": owner, "bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def read_files(root: Path, packages: Packages, build: Packages, firmware: Packages | None, kernel: dict, ours: set[str]) -> list[dict]:
     """Every file of the staged root; ends the build where nobody knows whose one is."""
     rows, unknown = [], []
     for path in sorted(p for p in root.rglob("*") if p.is_file() and not p.is_symlink()):
@@ -105,11 +115,13 @@ def read_files(root: Path, packages: Packages, build: Packages, kernel: dict, ou
             owner = "glint"
         elif MADE.fullmatch(name) or name.startswith("usr/lib/modules/"):
             owner = kernel["name"]
+        elif firmware and name.startswith("usr/lib/firmware/"):
+            owner = firmware.of(name.removesuffix(".xz"))
         else:
             owner = packages.of(name) or (build.of(name) if build.of(name) in PARTS else None)
         if not owner:
             unknown.append(name)
-        rows.append({"path": name, "package": owner, "bytes": path.stat().st_size, "sha256": sha256(path)})
+        rows.append(file_row(path, name, owner))
     if unknown:
         sys.exit(f"image: no package and no recipe has {', '.join(unknown)}: what is in an image must be known")
     return rows
@@ -138,21 +150,26 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--kernel", type=Path, required=True)
     parser.add_argument("--version", required=True)
+    parser.add_argument("--firmware", type=Path, help="the root that firmware and microcode were taken from")
+    parser.add_argument("--microcode", type=Path, help="the folder of what is in the UKI's archive of microcode")
     parser.add_argument("--ours", action="append", default=[], metavar="PATH=FILE", help="a built file and its place")
     parser.add_argument("--program", action="append", default=[], help="a built program, as ninja knows it")
     given = parser.parse_args()
 
     host, build = Packages(given.source), Packages(given.build_root)
+    firmware = Packages(given.firmware) if given.firmware else None
     kernel = kernel_row(given.kernel)
     ours = {pair.partition("=")[0] for pair in given.ours} | {str(p.relative_to(given.files)) for p in given.files.rglob("*")}
-    files = read_files(given.root, host, build, kernel, ours)
+    files = read_files(given.root, host, build, firmware, kernel, ours)
     used = sorted({row["package"] for row in files} - {"glint", kernel["name"], *PARTS})
     manifest = {
         "name": "glint",
         "version": given.version,
-        "packages": [host.row(name) for name in used] + [kernel],
+        "packages": [(host if name in host.status else firmware).row(name) for name in used] + [kernel],
         "linked": [build.row(name) for name in linked(given.ninja, given.program, build)],
-        "parts": [build.row(name) for name in PARTS],
+        "parts": [build.row(name) for name in PARTS] + [firmware.row(name) for name in MICROCODE.values() if firmware],
+        "firmware": bool(firmware),
+        "microcode": [file_row(given.microcode / name, name, owner) for name, owner in MICROCODE.items() if firmware],
     }
     # The host itself has what one asks it for; the hashes of its files are beside the image.
     (given.root / INSIDE).write_text(json.dumps(manifest) + "\n")

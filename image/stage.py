@@ -3,8 +3,8 @@
 
 How: both lists are globs, `!` takes away again. Files are taken from a Debian root together with what their links
 point to; the shared libraries that programs name (DT_NEEDED) follow until none is missing. Modules are taken from
-the unpacked kernel together with what they depend on (modules.dep), compressed as they are. image/files is laid
-over the whole, with @VERSION@ filled in, and every unit's programs must then be there.
+the unpacked kernel together with what they depend on (modules.dep), compressed as they are; the firmware that they
+name comes from a root that has it, if there is one. image/files is laid over the whole, with @VERSION@ filled in, and every unit's programs must then be there.
 
 It may touch: the folder it makes, nothing else.
 """
@@ -12,6 +12,7 @@ It may touch: the folder it makes, nothing else.
 import argparse
 import fnmatch
 import glob
+import lzma
 import os
 import re
 import shutil
@@ -135,6 +136,31 @@ def take_modules(kernel: Path, target: Path, lines: list[str]) -> None:
     print(f"{len(chosen)} modules", file=sys.stderr)
 
 
+def take_firmware(source: Path, target: Path) -> None:
+    """What the modules taken name of firmware (a name may be a glob), as far as @source has it."""
+    modules = sorted((target / "usr/lib/modules").rglob("*.ko*"))
+    named = set(subprocess.run(["modinfo", "-F", "firmware", *modules], capture_output=True, text=True, check=True).stdout.split())
+    folder = source / "usr/lib/firmware"
+    found = {str(path.relative_to(folder)) for name in named for path in folder.glob(name) if not path.is_dir()}
+    for name in sorted(found):
+        take_compressed(folder, target / "usr/lib/firmware", name)
+    print(f"{len(found)} files of firmware, of {len(named)} named", file=sys.stderr)
+
+
+def take_compressed(folder: Path, target: Path, name: str) -> None:
+    """As the kernel looks for it (NAME.xz), with the one checksum of xz that it knows; a link with what it points to."""
+    source, out = folder / name, target / f"{name}.xz"
+    if out.exists() or out.is_symlink():
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_symlink():
+        link = os.readlink(source)
+        out.symlink_to(f"{link}.xz")
+        take_compressed(folder, target, os.path.normpath(os.path.join(os.path.dirname(name), link)))
+    else:
+        out.write_bytes(lzma.compress(source.read_bytes(), check=lzma.CHECK_CRC32, preset=9))
+
+
 def lay_over(files: Path, target: Path, version: str) -> None:
     """Copies our own files, owned by root and with plain modes, whatever the clone's are."""
     for source in sorted(files.rglob("*")):
@@ -165,6 +191,7 @@ def main() -> None:
     for name in ("source", "kernel", "recipe", "target"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--version", required=True)
+    parser.add_argument("--firmware", type=Path, help="a Debian root that has firmware (default: none is taken)")
     parser.add_argument("--add", action="append", default=[], metavar="PATH=FILE", help="a built file and its place")
     given = parser.parse_args()
 
@@ -177,6 +204,8 @@ def main() -> None:
         (given.target / path).chmod(0o755 if is_elf(Path(file)) else 0o644)
     root.take_libraries()
     take_modules(given.kernel, given.target, read_list(given.recipe / "modules"))
+    if given.firmware:
+        take_firmware(given.firmware, given.target)
     lay_over(given.recipe / "files", given.target, given.version)
     check_units(given.target)
 

@@ -39,12 +39,21 @@ debian_mirror() {
         { [ "$kind" = security ] || die "apt on this machine names no Debian mirror: run apt-get update, or set GLINT_MIRROR"; }
 }
 
+# Whether this machine's own apt has a component of Debian (non-free-firmware), besides main. The build root's apt is
+# another: there the machine's answer is in GLINT_COMPONENTS.
+apt_lists() {
+    [ -n "${GLINT_COMPONENTS+set}" ] || GLINT_COMPONENTS=$(apt-get indextargets --format '$(CREATED_BY) $(ORIGIN) $(COMPONENT)' 2>/dev/null |
+        awk '$1 == "Packages" && $2 == "Debian" { print $3 }' | sort -u | tr '\n' ' ')
+    [[ " $GLINT_COMPONENTS " == *" $1 "* ]]
+}
+
 # in_root ROOT COMMAND...: runs a command inside a root, in a mount namespace of its own so that nothing stays
 # mounted behind. The clone and the cache keep their paths; /dev (with /dev/kvm), /proc and /sys are the machine's.
 in_root() {
     local root=$1; shift
     need_root "enter the build root"
-    GLINT_ROOT=$root unshare --mount --propagation private -- sh -euc '
+    apt_lists main || true
+    GLINT_ROOT=$root GLINT_COMPONENTS=$GLINT_COMPONENTS unshare --mount --propagation private -- sh -euc '
         mount --bind "$GLINT_ROOT" "$GLINT_ROOT"
         for d in dev proc sys; do mkdir -p "$GLINT_ROOT/$d"; mount --rbind /$d "$GLINT_ROOT/$d"; done
         mount -t tmpfs tmpfs "$GLINT_ROOT/tmp" -o mode=1777
@@ -56,6 +65,7 @@ in_root() {
         umount -l .
         exec /usr/bin/env -i HOME=/root TERM="${TERM:-dumb}" LANG=C.UTF-8 CI="${CI:-}" \
             PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-            GLINT_CACHE="$GLINT_CACHE" GLINT_CLONE="$GLINT_CLONE" GLINT_SEED="${GLINT_SEED:-}" LKVM="${LKVM:-}" \
+            GLINT_CACHE="$GLINT_CACHE" GLINT_CLONE="$GLINT_CLONE" GLINT_SEED="${GLINT_SEED:-}" \
+            GLINT_COMPONENTS="$GLINT_COMPONENTS" LKVM="${LKVM:-}" \
             sh -c '\''cd "$1" && shift && exec "$@"'\'' sh "$GLINT_CLONE" "$@"' sh "$@"
 }

@@ -121,8 +121,12 @@ def test_signed_by_the_maker(stick: Path, esp: Path, host_root: Path, tmp_path: 
 
 
 def test_uki_is_small(stick: Path) -> None:
-    size = Path(f"{stick}.efi").stat().st_size / MIB
-    print(f"UKI {size:.1f} MiB of {UKI_MAX_MIB} (no NIC firmware, no CPU microcode in it)")
+    """F13 is without firmware and microcode: what an image has of them lies in its UKI as it is, compressed before."""
+    manifest = json.loads(Path(f"{stick}.manifest.json").read_text())
+    extra = sum(row["bytes"] for row in manifest["files"] + manifest["microcode"] if re.match("usr/lib/firmware/|kernel/x86/microcode/", row["path"])) / MIB
+    size = Path(f"{stick}.efi").stat().st_size / MIB - extra
+    what = f"and {extra:.1f} MiB of firmware and CPU microcode" if manifest["firmware"] else "no firmware, no CPU microcode in it"
+    print(f"UKI {size:.1f} MiB of {UKI_MAX_MIB} ({what})")
     assert size <= UKI_MAX_MIB
 
 
