@@ -100,10 +100,10 @@ def boot(sticks: Sticks, folder: Path, told: dict) -> None:
     assert cut["state"] == "whole" and told["least"] <= change <= CHANGES
     folder.mkdir()
     with StickMachine(sticks.stick.image, folder=folder, extra=["-uuid", BOARD]) as machine:
-        runs = machine.wait_for(rb"command line: ([^\r\n]*)", BOOT_SECONDS)[1]
+        runs = machine.wait_for(rb"command line: ([^\r\n]*)[\r\n]", BOOT_SECONDS)[1]
         assert (f"slot={NEW}".encode() in runs) == new, runs
         machine.wait_for_all([rb"state of %d changes since a snapshot restored from /dev/glint/state" % cut["changes"],
-                              f"this host is {cut['host']}".encode(), rb"healthy after [^\r\n]*"], BOOT_SECONDS)
+                              f"this host is {cut['host']}".encode(), rb"(?<!not )healthy after \d+ s"], BOOT_SECONDS)
         print(f"[{machine.seconds():6.1f} s] healthy, by the {'new' if new else 'old'} slot, with change {change}, "
               f"of {told['least']} that were acknowledged")
         sticks.stick.take_from(machine)
