@@ -118,11 +118,6 @@ def sticks(tmp_path_factory: pytest.TempPathFactory) -> Sticks:
     return Sticks(tmp_path_factory.mktemp("sticks"))
 
 
-def test_cut_stick_boots(sticks: Sticks, tmp_path: Path, rng: random.Random) -> None:
-    told = sticks.cut(rng.randrange(2**32), rng.randrange(STAGES))
-    boot(sticks, tmp_path / "machine", told)
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize("stage", range(STAGES))
 def test_stick_cut_at_each_stage_boots(sticks: Sticks, tmp_path: Path, rng: random.Random, stage: int) -> None:
