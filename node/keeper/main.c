@@ -187,8 +187,8 @@ static struct error *read_hardware(const char *given, char hardware[128])
 	cleanup_fd int fd = -1;
 	struct error *err = option_descriptor(given, "--hardware", &fd);
 	if (err) {
-		/* A board without a name is no reason to forget its state. */
-		log_warn("%s", error_text(err));
+		/* A board without a name, as some are, is no reason to forget its state. */
+		log_info("the firmware does not say which board this is (%s)", error_text(err));
 		error_free(err);
 		return NULL;
 	}
