@@ -43,7 +43,8 @@ class Bench:
         print(f"  {name:<44} {value:>10.3f}  goal {sign} {goal}: {'met' if met else 'MISSED'}", flush=True)
 
     def finish(self, path: str | None) -> None:
-        print("peers, as they were run:")
+        if self.commands:
+            print("peers, as they were run:")
         for line in self.commands:
             print("  " + line)
         if path:
